@@ -1,0 +1,58 @@
+"""What can go wrong, as one tree.
+
+    LikelierError                  everything raised on purpose; the command line prints it as one paragraph
+    ├── RequestError               the request was wrong: exit code 2
+    │   ├── DataError              a file, row or field of the data
+    │   ├── RecipeError            a setting
+    │   ├── ModelError             a model, tokenizer or chat template
+    │   └── RunError               a run directory or a checkpoint
+    └── Refused                    the request was clear and the answer is "no": exit code 1
+        └── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
+
+Every message says what is wrong, where, and what mends it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LikelierError(Exception):
+    """Base of all errors that Likelier raises on purpose."""
+
+    exit_code = 2
+
+
+class RequestError(LikelierError, ValueError):
+    """The request cannot be carried out as it was made."""
+
+
+class DataError(RequestError):
+    """A data file, row or field is not usable; the message names it."""
+
+
+class RecipeError(RequestError):
+    """A setting is unknown, missing or out of range; the message names it."""
+
+
+class ModelError(RequestError):
+    """A model, tokenizer or chat template cannot be used."""
+
+
+class RunError(RequestError):
+    """A run directory or checkpoint does not fit the request."""
+
+
+class Refused(LikelierError):
+    """The answer is no: a gate did not open, a verification failed."""
+
+    exit_code = 1
+
+
+class TrainingStopped(Refused):
+    """Training stopped because going on would produce a wrong model."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean `beta`?' for a near miss, else the empty string."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,188 @@
+"""A recipe: everything that decides one run, as one YAML file.
+
+Unknown keys are refused with a suggestion; every field has a default but `data.train`. The resolved recipe is written into the run directory,
+and a checkpoint of one recipe does not resume under another.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from likelier.errors import RecipeError, did_you_mean
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSettings(Section):
+    name: str = "embedded"
+    """`embedded` (SmolLM2-135M-Instruct), a local folder, a GGUF file, or a hub name."""
+    revision: str | None = None
+    """Hub revision: a branch, tag or commit."""
+    chat_template: str = "own"
+    """`own` (the tokenizer's), `none` (plain text, prompt and response end to end), or the path of a Jinja file."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: such a model is refused."""
+
+
+class DataSettings(Section):
+    train: tuple[str, ...] = ()
+    """Files or folders of preference pairs; `embedded:support` and `embedded:facts` name the sets that ship with Likelier."""
+    eval: tuple[str, ...] = ()
+    """Held-out files. Empty: `eval_fraction` of the prompts of `train` is held out."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the prompts held out when `eval` is empty."""
+    max_length: Count = 1024
+    """Longest prompt + response in tokens. A longer pair is dropped, counted and named."""
+
+
+class ObjectiveSettings(Section):
+    """Which loss, and its hyperparameters; None takes the objective's own default. A setting that the objective does not have is refused."""
+
+    name: str = "dpo"
+    """dpo, ipo, simpo, length-normalised-dpo."""
+    beta: Positive | None = None
+    """Strength of the tie to the reference (dpo: 0.1)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """Assumed share of flipped labels (conservative DPO)."""
+    target_margin: Annotated[float, Field(ge=0)] | None = None
+    """SimPO's γ itself, in units of the reward (not the ratio γ/β)."""
+    per_token: bool | None = None
+    """IPO: divide each side's log-ratio by its token count before comparing."""
+
+    def given(self) -> dict[str, Any]:
+        """The hyperparameters that were set."""
+        return {name: value for name, value in self.model_dump(exclude={"name"}).items() if value is not None}
+
+
+class AdapterSettings(Section):
+    """LoRA (Hu et al. 2021) on every linear layer but the head."""
+
+    rank: Count = 16
+    """Rank r of the update BA."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input while training. Policy scores in a run are taken without it (see `train`), so 0 is the honest choice."""
+    targets: str = "all-linear"
+    """Layers to adapt: `all-linear` or a comma-separated list of module names."""
+
+
+class TrainSettings(Section):
+    method: Literal["lora", "full"] = "lora"
+    """Train an adapter (the reference is the same weights with the adapter off) or all weights."""
+    epochs: Positive = 1.0
+    """Passes over the training pairs."""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    pairs_per_step: Count = 16
+    """Pairs whose gradient one optimizer step averages."""
+    tokens_per_batch: Count = 2048
+    """Unique tokens that go through the model at once; a step is cut into as many batches as that takes. Changes memory and speed, not the result."""
+    learning_rate: Positive | None = None
+    """Peak learning rate. None: 1e-4 for lora, 1e-6 for full."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; cosine and linear end at 0."""
+    warmup: Fraction = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass. auto: bf16 where the processor is fast at it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = 0
+    """Seed of the data order and of the adapter's initial weights."""
+    eval_every: CountOrZero = 10
+    """Optimizer steps between evaluations on the held-out pairs; 0: only at the end."""
+    patience: CountOrZero = 0
+    """Stop after this many evaluations without a better held-out accuracy; 0: never."""
+    checkpoint_every: CountOrZero = 10
+    """Optimizer steps between checkpoints; 0: only at the end."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate or {"lora": 1e-4, "full": 1e-6}[self.method]
+
+
+class EvalSettings(Section):
+    probes: bool = True
+    """After training, ask before and after: factual questions, reply lengths, apologies, loops."""
+    max_new_tokens: Count = 128
+    """Longest reply sampled for the probes."""
+    samples: Count = 16
+    """Held-out prompts whose replies before and after are shown side by side."""
+
+
+class Recipe(Section):
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    train: TrainSettings = TrainSettings()
+    eval: EvalSettings = EvalSettings()
+    out: str = "runs/latest"
+    """The run directory."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "Recipe":
+        if not self.data.train:
+            raise ValueError("data.train names no file")
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all settings that shape the training; `out` and `eval` do not."""
+        shaping = self.model_dump(mode="json", exclude={"out", "eval"})
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe. Raises RecipeError naming the file, the key and the mend."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such recipe file. The recipes/ folder has ones to start from.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise RecipeError(f"{path}: the recipe cannot be read ({problem}).") from None
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as problem:
+        raise RecipeError(f"{path}: this is not valid YAML: {problem}") from None
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)}), not a {type(settings).__name__}.")
+    return parse_recipe(settings, where=str(path))
+
+
+def parse_recipe(settings: dict[str, Any], *, where: str) -> Recipe:
+    """Check settings. Raises RecipeError with one line for each fault, naming `where`, the key and the mend."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as faults:
+        raise RecipeError("\n".join(f"{where}: {_explain(fault)}" for fault in faults.errors())) from None
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] != "extra_forbidden":
+        return f"`{key}`: {fault['msg'].removeprefix('Value error, ')} (given: {fault['input']!r})." if fault["loc"] else f"{fault['msg'].removeprefix('Value error, ')}."
+    *parents, name = fault["loc"]
+    section: Any = Recipe
+    for parent in parents:
+        section = section.model_fields[parent].annotation
+    return f"`{key}` is not a setting.{did_you_mean(str(name), section.model_fields)} Known here: {', '.join(section.model_fields)}."

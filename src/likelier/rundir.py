@@ -1,0 +1,113 @@
+"""A run directory: the one place that knows what a run leaves behind, and where stages meet.
+
+    recipe.yaml      the resolved recipe
+    manifest.json    provenance: data ids and counts, weights fingerprint, tokenizer and template hash, versions, numerics, outcome
+    metrics.jsonl    one row a training step ("kind": "train") or an evaluation on held-out pairs ("kind": "eval")
+    checkpoints/     what a killed run resumes from
+    model/           the adapter or the weights, with tokenizer and model card
+    eval.json        before and after, with intervals
+    samples.jsonl    replies before and after, side by side
+    report.html      all of it on one page
+
+Rows of metrics.jsonl (sums over responses are natural-log probabilities):
+    train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
+           pairs, tokens (unique tokens put through the model), seconds
+    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from likelier.errors import RunError
+
+
+class RunDir:
+    """Paths and files of one run. Making the object touches nothing on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.manifest = self.path / "manifest.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.eval = self.path / "eval.json"
+        self.samples = self.path / "samples.jsonl"
+        self.report = self.path / "report.html"
+
+    def require(self) -> "RunDir":
+        """This run directory, which must exist and hold a recipe. Raises RunError."""
+        if not self.recipe.is_file():
+            raise RunError(f"{self.path}: this is not a run directory (no recipe.yaml in it). `likelier train RECIPE` makes one.")
+        return self
+
+    def read_manifest(self) -> dict[str, Any]:
+        return read_json(self.manifest)
+
+    def read_eval(self) -> dict[str, Any] | None:
+        return read_json(self.eval) if self.eval.is_file() else None
+
+    def read_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl, all or of one kind. A last line cut short by a kill is left out."""
+        return [row for row in read_jsonl(self.metrics) if kind in (None, row["kind"])]
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def cut_metrics(self, last_step: int) -> None:
+        """Forget rows after `last_step`: the resumed run writes them again."""
+        write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= last_step])
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.samples))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object. Raises RunError naming the file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(f"{path}: this file of the run is missing; the run that writes it did not end.") from None
+    except (json.JSONDecodeError, TypeError, ValueError) as problem:
+        raise RunError(f"{path}: this file of the run is damaged ({problem}).") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file that this package wrote; nothing if there is none. A line cut short by a kill ends it."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing: readers never see half of it, whenever the writer dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
