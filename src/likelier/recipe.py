@@ -178,11 +178,12 @@ def parse_recipe(settings: dict[str, Any], *, where: str) -> Recipe:
 
 
 def _explain(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"]) or "recipe"
-    if fault["type"] != "extra_forbidden":
-        return f"`{key}`: {fault['msg'].removeprefix('Value error, ')} (given: {fault['input']!r})." if fault["loc"] else f"{fault['msg'].removeprefix('Value error, ')}."
-    *parents, name = fault["loc"]
-    section: Any = Recipe
-    for parent in parents:
-        section = section.model_fields[parent].annotation
-    return f"`{key}` is not a setting.{did_you_mean(str(name), section.model_fields)} Known here: {', '.join(section.model_fields)}."
+    *parents, name = fault["loc"] or ("recipe",)
+    key = ".".join(str(part) for part in (*parents, name))
+    if fault["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for parent in parents:
+            section = section.model_fields[parent].annotation
+        return f"`{key}` is not a setting.{did_you_mean(str(name), section.model_fields)} Known here: {', '.join(section.model_fields)}."
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message} (given: {fault['input']!r})." if fault["loc"] else f"{message}."

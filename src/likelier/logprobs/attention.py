@@ -11,6 +11,8 @@ Two ways to say the same thing:
 Neither is trusted: the scorer compares the one it uses with the plain twin on a real batch before a run (see `scorer.choose_engine`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,6 +102,20 @@ def node_attention(
 
 
 AttentionInterface.register(NODE_ATTENTION, node_attention)
+
+
+@contextmanager
+def standard_attention(model: nn.Module) -> Iterator[None]:
+    """Within it, a model that was set to `node_attention` attends as transformers does: for generation and for the plain twin."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != NODE_ATTENTION:
+        yield
+        return
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = NODE_ATTENTION
 
 
 def dense_mask(tree: Tree, *, window: int | None = None) -> Tensor:

@@ -41,8 +41,8 @@ def token_logps(
     weight_VD = weight_VD.to(hidden_ED.dtype)
     with torch.autocast(device, enabled=False):
         rows = max(1, working_bytes // (4 * weight_VD.shape[0]))
-        arguments = (hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes)
-        return _TokenLogps.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+        logps_E: Tensor = _TokenLogps.apply(hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes)
+    return logps_E
 
 
 class _TokenLogps(torch.autograd.Function):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from likelier.examples import PreferenceExample
 from likelier.errors import DataError
+from likelier.examples import PreferenceExample
 from likelier.logprobs.tree import PromptResponse
 
 

@@ -11,8 +11,9 @@ state appears once:
            └─ prompt 2 ──┬── chosen
                          └── rejected
 
-What is scored is an *edge*: a hidden state (the source) and the token that follows it (the target). The first tokens of two responses are two
-edges that leave the same hidden state, that of the last prompt token. A token that nothing follows is only ever a target, so the model is not run on it.
+What is scored is an *edge*: a hidden state (the source) and the token that follows it (the target). The first tokens of two responses are
+two edges that leave the same hidden state, that of the last prompt token. A token that nothing follows is only ever a target, so the model is
+not run on it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from likelier.examples import Ids
+
 
 class PromptResponse(NamedTuple):
     """One sequence to score: the response's tokens given the prompt's. Both non-empty."""
@@ -117,9 +119,7 @@ def _lay_out(sequences: Sequence[PromptResponse], tokens: np.ndarray, parents: n
         nodes=_cut_into_nodes(np.where(parents[inner] >= 0, row_of[parents[inner]], -1)),
         sources_E=torch.from_numpy(row_of[parents[scored]]),
         targets_E=torch.from_numpy(tokens[scored]),
-        edges_S=tuple(
-            torch.from_numpy(edge_of[path[len(sequence.prompt_ids) :]]) for sequence, path in zip(sequences, paths, strict=True)
-        ),
+        edges_S=tuple(torch.from_numpy(edge_of[path[len(sequence.prompt_ids) :]]) for sequence, path in zip(sequences, paths, strict=True)),
     )
 
 
@@ -132,7 +132,8 @@ def _cut_into_nodes(parents: np.ndarray) -> tuple[Node, ...]:
     node_of_row = np.cumsum(begins) - 1
     nodes: list[Node] = []
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(parents)], strict=True):
-        depth, ancestors = 0, ()
+        depth = 0
+        ancestors: tuple[int, ...] = ()
         if parents[start] >= 0:
             parent = int(node_of_row[parents[start]])
             depth = nodes[parent].depth + nodes[parent].stop - nodes[parent].start
@@ -151,8 +152,31 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 def count_unique_tokens(sequences: Iterable[PromptResponse]) -> int:
     """Tokens in the prefix tree of `sequences`, leaves included, without building it."""
-    total, previous = 0, ()
+    total = 0
+    previous: Ids = ()
     for ids in sorted(s.prompt_ids + s.response_ids for s in sequences):
         total += len(ids) - common_prefix(previous, ids)
         previous = ids
     return total
+
+
+def cut_into_batches(units: Sequence[Sequence[PromptResponse]], tokens_per_batch: int) -> list[list[int]]:
+    """Indices of `units` in batches of about equal size, none much over `tokens_per_batch` unique tokens (unless one unit alone is).
+
+    A unit (the two sequences of a pair) stays whole. Units are taken in the order of their tokens, so that those which begin alike meet.
+    """
+    order = sorted(range(len(units)), key=lambda i: units[i][0].prompt_ids)
+    sizes: list[int] = []
+    previous: Sequence[PromptResponse] = ()
+    for i in order:
+        sizes.append(count_unique_tokens((*previous, *units[i])) - count_unique_tokens(previous))
+        previous = units[i]
+    target = sum(sizes) / max(1, -(-sum(sizes) // tokens_per_batch))
+    batches: list[list[int]] = []
+    filled = 0.0
+    for i, size in zip(order, sizes, strict=True):
+        if not batches or filled + size / 2 > target * len(batches):
+            batches.append([])
+        batches[-1].append(i)
+        filled += size
+    return batches

@@ -1,0 +1,136 @@
+"""The reference's per-token log-probabilities, computed once and kept on disk.
+
+A value depends on the reference's weights, the token ids and the arithmetic, and is found by exactly these: β, learning rates, output folders
+and objectives share it, and so do runs and sweeps at the same time. Kept per token, so that every objective can sum or cut it its own way.
+
+On disk, one folder an identity (weights + numerics), holding immutable chunks:
+
+    <root>/<identity>/<sha256 of the file>.safetensors      keys (n, 32) uint8 · lengths (n,) int32 · values (N,) float32
+
+A chunk is written beside and renamed, so a kill leaves whole chunks only; two writers at most store a value twice. A chunk's name is the hash
+of its bytes, so damage is seen when it is opened: the chunk is set aside and its values are computed again, never trusted.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import PromptResponse
+
+FLUSH_TOKENS = 1 << 15
+"""Values kept in memory before a chunk is written: what a kill can cost."""
+
+
+def identity(*, weights: str, numerics: dict[str, Any]) -> str:
+    """The name of a reference: its weights' fingerprint and everything about the arithmetic that alters its numbers. Hex."""
+    return hashlib.sha256(json.dumps({"weights": weights, **numerics}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def key_of(sequence: PromptResponse) -> bytes:
+    """SHA-256 of the ids: what a value is filed under."""
+    digest = hashlib.sha256(len(sequence.prompt_ids).to_bytes(8, "little"))
+    digest.update(array("q", sequence.prompt_ids + sequence.response_ids).tobytes())
+    return digest.digest()
+
+
+class ReferenceStore:
+    """Values of one reference, read from and added to disk. Opening reads and verifies every chunk of that reference."""
+
+    def __init__(self, root: Path, reference: str) -> None:
+        self.folder = root / reference
+        self.damaged: list[Path] = []
+        self._values: dict[bytes, np.ndarray] = {}
+        self._fresh: list[bytes] = []
+        self._fresh_tokens = 0
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._values.update(self._read(path))
+
+    def __contains__(self, sequence: PromptResponse) -> bool:
+        return key_of(sequence) in self._values
+
+    def __getitem__(self, sequence: PromptResponse) -> Tensor:
+        """(L,) fp32 reference log-probabilities of the response's tokens. KeyError if never added."""
+        return torch.from_numpy(self._values[key_of(sequence)])
+
+    def add(self, sequence: PromptResponse, values_L: Tensor) -> None:
+        """Keep a value; it reaches the disk with the next flush."""
+        key = key_of(sequence)
+        self._values[key] = values_L.detach().to("cpu", torch.float32).numpy().copy()
+        self._fresh.append(key)
+        self._fresh_tokens += values_L.numel()
+        if self._fresh_tokens >= FLUSH_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last flush as one chunk."""
+        if not self._fresh:
+            return
+        content = save(
+            {
+                "keys": np.frombuffer(b"".join(self._fresh), np.uint8).reshape(-1, 32).copy(),
+                "lengths": np.array([len(self._values[key]) for key in self._fresh], np.int32),
+                "values": np.concatenate([self._values[key] for key in self._fresh]),
+            }
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{uuid.uuid4().hex}"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
+        self._fresh, self._fresh_tokens = [], 0
+
+    def digest(self, sequences: Iterable[PromptResponse]) -> str:
+        """SHA-256 (hex) of the values of `sequences`: taken before and after a run, it shows that the reference did not move."""
+        digest = hashlib.sha256()
+        for key in sorted({key_of(sequence) for sequence in sequences}):
+            digest.update(key + self._values[key].tobytes())
+        return digest.hexdigest()
+
+    def _read(self, path: Path) -> Iterator[tuple[bytes, np.ndarray]]:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.stem:
+            self.damaged.append(path)
+            path.replace(path.with_suffix(".damaged"))
+            return
+        chunk = load(content)
+        stops = np.cumsum(chunk["lengths"])
+        for key, stop, length in zip(chunk["keys"], stops, chunk["lengths"], strict=True):
+            yield key.tobytes(), chunk["values"][stop - length : stop]
+
+
+def fill(
+    store: ReferenceStore,
+    scorer: Scorer,
+    sequences: Iterable[PromptResponse],
+    *,
+    tokens_per_batch: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Score with `scorer`, which must be in its reference state, what the store lacks of `sequences`. Returns how many that were.
+
+    `on_progress(done, total)` counts sequences. What was scored before an interruption stays.
+    """
+    missing = [sequence for sequence in dict.fromkeys(sequences) if sequence not in store]
+    done = 0
+    try:
+        for indices, values in scorer.score_all(missing, tokens_per_batch=tokens_per_batch):
+            for i, values_L in zip(indices, values, strict=True):
+                store.add(missing[i], values_L)
+            done += len(indices)
+            on_progress(done, len(missing))
+    finally:
+        store.flush()
+    return len(missing)

