@@ -6,14 +6,16 @@ Pure functions of plain sequences. Shape legend: N rows (pairs or replies), C cl
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 DRAWS_AT_ONCE = 2_000_000
+
+Statistic = Literal["mean", "median"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,19 @@ class Interval:
         return cls(float(fields["value"]), -math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
-def bootstrap(values: ArrayLike, clusters: Sequence[str] | Sequence[int], *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
-    """Mean of `values` (N,) with a percentile bootstrap interval that resamples whole clusters.
+def bootstrap(
+    values: ArrayLike,
+    clusters: Sequence[str] | Sequence[int],
+    *,
+    statistic: Statistic = "mean",
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Mean or median of `values` (N,) with a percentile bootstrap interval that resamples whole clusters.
 
     Rows of one cluster (pairs of one prompt) are not independent, so clusters are drawn, C out of C with replacement, and a drawn cluster
-    brings all of its rows: mean* = Σ sums[drawn] / Σ sizes[drawn]. The ends are the (1 ± level) / 2 quantiles of R such means.
+    brings all of its rows: mean* = Σ sums[drawn] / Σ sizes[drawn]. The ends are the (1 ± level) / 2 quantiles of R such means (or medians).
     With a single cluster nothing is known about the spread and both ends are infinite; below some twenty clusters the interval is too narrow,
     and where all clusters agree it has no width.
 
@@ -52,24 +62,12 @@ def bootstrap(values: ArrayLike, clusters: Sequence[str] | Sequence[int], *, see
 
     >>> bootstrap([1, 1, 0, 1], ["a", "a", "b", "c"]).value
     0.75
+    >>> bootstrap([1, 2, 90], "abc", statistic="median").value
+    2.0
     """
     values_N = _finite(values)
-    if len(values_N) != len(clusters):
-        raise ValueError(f"bootstrap: {len(values_N)} values but {len(clusters)} clusters; give the cluster of each value.")
-    names_C, cluster_N = np.unique(np.array(list(clusters)), return_inverse=True)
-    C = len(names_C)
-    mean = float(values_N.mean())
-    if C == 1:
-        return Interval(mean, -math.inf, math.inf)
-    sums_C, sizes_C = np.bincount(cluster_N, values_N), np.bincount(cluster_N)
-    rng = np.random.default_rng(seed)
-    means_R = np.empty(resamples)
-    rows = max(1, DRAWS_AT_ONCE // C)
-    for start in range(0, resamples, rows):
-        drawn_RC = rng.integers(C, size=(min(rows, resamples - start), C))
-        means_R[start : start + rows] = sums_C[drawn_RC].sum(1) / sizes_C[drawn_RC].sum(1)
-    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high))
+    estimates_R = _resampled(values_N, clusters, statistic, seed, resamples)
+    return _percentile_interval(_estimate(values_N, statistic), estimates_R, level)
 
 
 def bootstrap_difference(
@@ -77,13 +75,15 @@ def bootstrap_difference(
     after: ArrayLike,
     clusters: Sequence[str] | Sequence[int],
     *,
+    statistic: Statistic = "mean",
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
     """Mean of `after` - `before`, paired row by row, with its interval: `bootstrap(after - before, clusters)`.
 
-    Pairing takes out what the rows have in common, so this is narrower than the two single intervals suggest.
+    Pairing takes out what the rows have in common, so this is narrower than the two single intervals suggest. With statistic "median" it is
+    median(after) - median(before), which is not the median of the differences; both are taken over the same drawn clusters.
 
     >>> bootstrap_difference([0, 0], [1, 0], ["a", "b"]).value
     0.5
@@ -91,7 +91,59 @@ def bootstrap_difference(
     before_N, after_N = _finite(before), _finite(after)
     if len(before_N) != len(after_N):
         raise ValueError(f"bootstrap_difference: {len(before_N)} values before but {len(after_N)} after; a paired difference needs both of each row.")
-    return bootstrap(after_N - before_N, clusters, seed=seed, resamples=resamples, level=level)
+    if statistic == "mean":
+        return bootstrap(after_N - before_N, clusters, seed=seed, resamples=resamples, level=level)
+    sides_R = [_resampled(side_N, clusters, statistic, seed, resamples) for side_N in (before_N, after_N)]  # one seed: the same draws
+    return _percentile_interval(_estimate(after_N, statistic) - _estimate(before_N, statistic), sides_R[1] - sides_R[0], level)
+
+
+def _estimate(values_N: np.ndarray, statistic: Statistic) -> float:
+    return float(values_N.mean() if statistic == "mean" else np.median(values_N))
+
+
+def _resampled(values_N: np.ndarray, clusters: Sequence[str] | Sequence[int], statistic: Statistic, seed: int, resamples: int) -> np.ndarray:
+    """(R,) estimates over drawn clusters; empty with a single cluster."""
+    if len(values_N) != len(clusters):
+        raise ValueError(f"bootstrap: {len(values_N)} values but {len(clusters)} clusters; give the cluster of each value.")
+    names_C, cluster_N = np.unique(np.array(list(clusters)), return_inverse=True)
+    C = len(names_C)
+    if C == 1:
+        return np.empty(0)
+    estimate = _cluster_means(values_N, cluster_N) if statistic == "mean" else _cluster_medians(values_N, cluster_N)
+    rng = np.random.default_rng(seed)
+    estimates_R = np.empty(resamples)
+    rows = max(1, DRAWS_AT_ONCE // (C if statistic == "mean" else len(values_N)))
+    for start in range(0, resamples, rows):
+        drawn_RC = rng.integers(C, size=(min(rows, resamples - start), C))
+        estimates_R[start : start + rows] = estimate(drawn_RC)
+    return estimates_R
+
+
+def _cluster_means(values_N: np.ndarray, cluster_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    sums_C, sizes_C = np.bincount(cluster_N, values_N), np.bincount(cluster_N)
+    return lambda drawn_RC: np.asarray(sums_C[drawn_RC].sum(1) / sizes_C[drawn_RC].sum(1))
+
+
+def _cluster_medians(values_N: np.ndarray, cluster_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    order = np.argsort(values_N)
+    sorted_N, cluster_of_sorted_N = values_N[order], cluster_N[order]
+
+    def medians(drawn_RC: np.ndarray) -> np.ndarray:
+        R, C = drawn_RC.shape
+        times_RC = np.bincount((drawn_RC + C * np.arange(R)[:, None]).ravel(), minlength=R * C).reshape(R, C)
+        upto_RN = times_RC[:, cluster_of_sorted_N].cumsum(1)  # how many rows of the resample are at most as large as each value
+        total_R1 = upto_RN[:, -1:]
+        lower_R, upper_R = (2 * upto_RN >= total_R1).argmax(1), (2 * upto_RN > total_R1).argmax(1)
+        return np.asarray(sorted_N[lower_R] + sorted_N[upper_R]) / 2
+
+    return medians
+
+
+def _percentile_interval(value: float, estimates_R: np.ndarray, level: float) -> Interval:
+    if not estimates_R.size:
+        return Interval(value, -math.inf, math.inf)
+    low, high = np.quantile(estimates_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
 
 
 def accuracy(margins: ArrayLike) -> float:
@@ -242,3 +294,10 @@ def _finite(values: ArrayLike) -> np.ndarray:
             f"value {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite ({array[~np.isfinite(array)][0]}); a mean over it says nothing."
         )
     return array
+
+
+def histogram(lengths: Mapping[str, Sequence[float]], *, bins: int = 24) -> dict[str, list[float]]:
+    """Counts over common equal-width bins: {"edges": bins + 1 numbers, name: bins counts, …}."""
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in lengths.values()]), bins=bins)
+    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in lengths.items()}
+    return {"edges": edges.tolist(), **counts}

@@ -177,3 +177,31 @@ def _base_name(name: str) -> str:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str) -> None:
+    """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:
+    """What `save_trained` wrote: the adapter on the base that `settings` name, or the weights. Raises ModelError naming the folder."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        own = settings.model_copy(update={"name": str(folder.absolute()), "revision": None})
+        return load_model(own, dtype=dtype, device=device)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: this adapter has no adapter_model.safetensors. Its run did not end, or it comes from another tool.")
+    loaded = load_model(settings, dtype=dtype, device=device)
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.model, folder).eval()
+    except (RuntimeError, ValueError) as problem:
+        reason = " ".join(str(problem).split())[:400]
+        raise ModelError(f"{folder}: this adapter does not fit `{settings.name}` ({reason}).") from problem
+    return loaded

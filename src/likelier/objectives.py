@@ -46,6 +46,17 @@ class Responses:
         """log π(y|x) − log π_ref(y|x)."""
         return self.policy_B - self.reference_B
 
+    @property
+    def drift_B(self) -> Tensor:
+        """Mean absolute distance of policy from reference, in nats a token."""
+        if self.reference_N is None:
+            raise ValueError("there is no reference to drift from")
+        return _sums((self.policy_N - self.reference_N).abs(), self.lengths_B) / self.lengths_B
+
+    def with_policy_at_reference(self) -> "Responses":
+        """The same side where the policy says what the reference says."""
+        return Responses(self.reference_N, self.reference_N, self.lengths_B) if self.reference_N is not None else self
+
 
 @dataclass(frozen=True)
 class Logps:
@@ -53,6 +64,10 @@ class Logps:
 
     chosen: Responses
     rejected: Responses
+
+    def with_policy_at_reference(self) -> "Logps":
+        """What an untrained policy would give: the losses that a run must begin with."""
+        return Logps(self.chosen.with_policy_at_reference(), self.rejected.with_policy_at_reference())
 
 
 def _sums(values_N: Tensor, lengths_B: Tensor) -> Tensor:

@@ -40,24 +40,31 @@ class NodeAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
         """query (1, H, T, D), key and value (1, G, T, D) → (1, H, T, D); H is a multiple of G."""
-        grouped = query.shape[1] != key.shape[1]
+        dtype = query.dtype
+        if query.device.type == "cpu":  # its fused kernel computes in fp32 in any case, and is three times as fast if it need not convert
+            query, key, value = query.float(), key.float(), value.float()
         keys, values = key.split(self.lengths, dim=2), value.split(self.lengths, dim=2)
-        attended = []
-        for index, node_query in enumerate(query.split(self.lengths, dim=2)):
-            path = (*self.nodes[index].ancestors, index)
-            mask = self._mask(index, window, query.device)
-            attended.append(
-                F.scaled_dot_product_attention(
-                    node_query,
-                    _along(path, keys),
-                    _along(path, values),
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    scale=scale,
-                    enable_gqa=grouped,
-                )
-            )
-        return torch.cat(attended, dim=2)
+        with torch.autocast(query.device.type, enabled=False):
+            attended = [
+                self._attend(index, node_query, keys, values, scale, window) for index, node_query in enumerate(query.split(self.lengths, dim=2))
+            ]
+        return torch.cat(attended, dim=2).to(dtype)
+
+    def _attend(
+        self, index: int, query: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], scale: float | None, window: int | None
+    ) -> Tensor:
+        """The queries of one node, (1, H, N, D), against its path from the root."""
+        path = (*self.nodes[index].ancestors, index)
+        mask = self._mask(index, window, query.device)
+        return F.scaled_dot_product_attention(
+            query,
+            _along(path, keys),
+            _along(path, values),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != keys[0].shape[1],
+        )
 
     def _mask(self, index: int, window: int | None, device: torch.device) -> Tensor | None:
         """(N, depth + N) bool, or None where plain causal attention within the node says the same."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-WORKING_BYTES = 64 * 2**20
-"""fp32 logits of one chunk: large enough for a full-speed matmul, small beside a model's activations."""
+WORKING_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
+"""fp32 logits of one chunk: on a CPU what stays in its caches, on a GPU what keeps the matmul at full speed."""
 
 KEPT_BYTES = 256 * 2**20
 """Logits kept for the backward pass, in the precision of the arithmetic. Chunks beyond are computed again: memory stays bounded, whatever E is."""
@@ -22,7 +23,7 @@ def token_logps(
     targets_E: Tensor,
     *,
     bias_V: Tensor | None = None,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
     """(E,) fp32 log-probabilities of `targets_E`. Equals, in chunks and with logsumexp in fp32 whatever the weights' type:
@@ -32,15 +33,17 @@ def token_logps(
 
     The matmuls run in autocast's precision where that is on, else in `hidden_ED`'s. With a frozen head (LoRA) the gradient towards the
     hidden states, onehot − softmax times the weight, is formed in the forward pass and only scaled in the backward pass; nothing is recomputed.
-    Gradients flow to hidden states, weight and bias. Extra memory ≤ working_bytes · 2 + kept_bytes.
+    Gradients flow to hidden states, weight and bias. Extra memory ≤ 3 · working_bytes + kept_bytes.
     """
     device = hidden_ED.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ED, weight_VD = hidden_ED.to(dtype), weight_VD.to(dtype)
     weight_VD = weight_VD.to(hidden_ED.dtype)
+    bias_V = None if bias_V is None else bias_V.to(hidden_ED.dtype)
+    kept_bytes = kept_bytes if torch.is_grad_enabled() else 0
     with torch.autocast(device, enabled=False):
-        rows = max(1, working_bytes // (4 * weight_VD.shape[0]))
+        rows = max(1, (working_bytes or WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) // (4 * weight_VD.shape[0]))
         logps_E: Tensor = _TokenLogps.apply(hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes)
     return logps_E
 
@@ -53,21 +56,22 @@ class _TokenLogps(torch.autograd.Function):
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty_like(hidden) if frozen_head else None
         kept: list[Tensor] = []
+        room = kept_bytes if needs_weight or needs_bias else 0
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             logits = F.linear(hidden[chunk], weight, bias)
-            if (needs_weight or needs_bias) and (len(kept) + 1) * logits.nbytes <= kept_bytes:
+            room -= logits.nbytes
+            if room >= 0:  # once a chunk did not fit none after it does, so `kept` holds the first chunks
                 kept.append(logits)
-            logits = logits.float()
-            logsumexp = logits.logsumexp(-1, keepdim=True)
-            logps[chunk] = (logits.gather(-1, targets[chunk, None]) - logsumexp)[:, 0]
+            logps[chunk], softmax = _logps_and_softmax(logits, targets[chunk])
             if slopes is not None:
-                slopes[chunk] = _onehot_minus_softmax(logits, targets[chunk]).to(weight.dtype) @ weight
+                slopes[chunk] = _onehot_minus(softmax, targets[chunk]).to(weight.dtype) @ weight
         ctx.save_for_backward(hidden, weight, bias, targets, slopes, *kept)
         ctx.rows = rows
         return logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_E,) = grads
         hidden, weight, bias, targets, slopes, *kept = ctx.saved_tensors
@@ -80,7 +84,8 @@ class _TokenLogps(torch.autograd.Function):
         for index, start in enumerate(range(0, len(hidden), ctx.rows)):
             chunk = slice(start, start + ctx.rows)
             logits = kept[index] if index < len(kept) else F.linear(hidden[chunk], weight, bias)
-            grad_logits = _onehot_minus_softmax(logits.float(), targets[chunk]).mul_(grad_E[chunk, None])
+            _, softmax = _logps_and_softmax(logits, targets[chunk])
+            grad_logits = _onehot_minus(softmax, targets[chunk]).mul_(grad_E[chunk, None])
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(weight.dtype)
@@ -93,8 +98,16 @@ class _TokenLogps(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-def _onehot_minus_softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """∂ log p(target) / ∂ logits, fp32."""
-    slope = logits.softmax(-1).neg_()
-    slope.scatter_add_(-1, targets[:, None], torch.ones_like(targets, dtype=slope.dtype)[:, None])
-    return slope
+def _logps_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax at the targets, and the softmax, both fp32; in place but for one copy, because memory traffic is what this costs."""
+    shifted = logits.to(torch.float32, copy=True)
+    shifted -= shifted.amax(-1, keepdim=True)
+    at_target = shifted.gather(-1, targets[:, None])
+    total = shifted.exp_().sum(-1, keepdim=True)
+    return (at_target - total.log())[:, 0], shifted.div_(total)
+
+
+def _onehot_minus(softmax: Tensor, targets: Tensor) -> Tensor:
+    """∂ log p(target) / ∂ logits; takes over the softmax's memory."""
+    slope = softmax.neg_()
+    return slope.scatter_add_(-1, targets[:, None], torch.ones_like(targets, dtype=slope.dtype)[:, None])

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from likelier.errors import DataError
 from likelier.examples import PreferenceExample
-from likelier.logprobs.tree import PromptResponse
+from likelier.logprobs.tree import PromptResponse, refuse_empty
 
 
 class Collated(NamedTuple):
@@ -29,8 +30,10 @@ class Collated(NamedTuple):
 
 
 def pad_and_collate_pref(examples: Sequence[PreferenceExample], *, max_seq_len: int, pad_id: int) -> Collated:
-    """Both sides of `examples` as padded tensors; int64 ids, bool masks. Raises DataError where a sequence is longer than `max_seq_len`."""
+    """Both sides of `examples` as padded tensors; int64 ids, bool masks. Raises DataError for an empty side and for one over `max_seq_len`."""
     for example in examples:
+        if not (example.prompt_ids and example.chosen_ids and example.rejected_ids):
+            raise DataError(f"pair {example.id or '?'}: its prompt, chosen or rejected side is empty. Drop the pair.")
         if len(example) > max_seq_len:
             raise DataError(f"pair {example.id or '?'} has {len(example)} tokens, over max_seq_len={max_seq_len}. Drop it or raise the limit.")
     chosen = _pad([PromptResponse(e.prompt_ids, e.chosen_ids) for e in examples], pad_id)
@@ -39,6 +42,7 @@ def pad_and_collate_pref(examples: Sequence[PreferenceExample], *, max_seq_len: 
 
 
 def _pad(sequences: Sequence[PromptResponse], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_empty(sequences)
     longest = max(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
     ids = torch.full((len(sequences), longest), pad_id, dtype=torch.int64)
     scored = torch.zeros((len(sequences), longest), dtype=torch.bool)
@@ -50,8 +54,14 @@ def _pad(sequences: Sequence[PromptResponse], pad_id: int) -> tuple[Tensor, Tens
 
 
 def sequence_logprob(logits_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B,) sums over the masked positions of log softmax(logits)[target], in fp32. A row without a masked position gives 0, never NaN."""
-    return torch.where(mask_BT.bool(), _gathered_logps(logits_BTV, targets_BT), 0.0).sum(-1)
+    """(B,) sums over the masked positions of log softmax(logits)[target], in fp32. A row without a masked position gives 0, never NaN.
+
+    Logits and targets of the other positions are not read: they may be NaN and −100.
+    """
+    mask_BT = mask_BT.bool()
+    logps_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=logits_BTV.device)
+    logps_BT[mask_BT] = _gathered_logps(logits_BTV[mask_BT], targets_BT[mask_BT])
+    return logps_BT.sum(-1)
 
 
 def compute_log_probs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
@@ -60,8 +70,7 @@ def compute_log_probs(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     `attention_mask` (B, T) is handed on where the model is a transformers one; a plain module is called with the ids alone.
     """
     logits = _logits(model, input_ids, attention_mask)
-    mask = labels[:, 1:] != -100
-    return sequence_logprob(logits[:, :-1], labels[:, 1:].clamp(min=0), mask)
+    return sequence_logprob(logits[:, :-1], labels[:, 1:], labels[:, 1:] != -100)
 
 
 def dpo_loss(
@@ -105,7 +114,8 @@ def _gathered_logps(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     # Right-padded and causal, a plain module needs no mask: padding comes after all that is scored.
-    output: Any = model(input_ids, attention_mask=attention_mask, use_cache=False) if hasattr(model, "config") else model(input_ids)
+    takes_mask = isinstance(getattr(model, "config", None), PreTrainedConfig)
+    output: Any = model(input_ids, attention_mask=attention_mask, use_cache=False) if takes_mask else model(input_ids)
     logits: Tensor = getattr(output, "logits", output)
     return logits
 

@@ -51,6 +51,7 @@ class Scorer:
         self.engine = engine
         self.precision = precision
         self.pad_id = pad_id
+        self.last_tokens = 0  # tokens that the last batch put through the model
         if engine != "plain":
             self._decoder, self._head = _body_and_head(model)
         if engine == "nodes":
@@ -65,9 +66,11 @@ class Scorer:
         """For each sequence the (L,) fp32 log-probabilities of its response tokens, as one batch. Gradients flow."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self.engine == "plain":
+                self.last_tokens = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences)
                 with standard_attention(self.model):
                     return plain_token_logps(self.model, sequences, pad_id=self.pad_id)
             tree = build_tree(sequences).to(self.device)
+            self.last_tokens = len(tree)
             values_E = self._edges(tree)
         return [values_E[edges] for edges in tree.edges_S]
 
@@ -155,11 +158,16 @@ def kept_attention(model: nn.Module) -> Iterator[None]:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode; layers that recompute activations keep their training flag, which is what turns that on."""
+    """The model in evaluation mode; layers that recompute activations keep their training flag, which is what turns that on.
+
+    Some of these (OPT's) drop by that same flag, so the rates that they hold are set to 0.
+    """
     model.eval()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
+            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+                setattr(module, name, 0.0)
     return model
 
 

@@ -16,6 +16,7 @@ two edges that leave the same hidden state, that of the last prompt token. A tok
 not run on it.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -77,10 +78,7 @@ class Tree:
 
 def build_tree(sequences: Sequence[PromptResponse]) -> Tree:
     """The prefix tree of `sequences`; equal ones are scored once. Raises ValueError for an empty prompt or response."""
-    for sequence in sequences:
-        if not sequence.prompt_ids or not sequence.response_ids:
-            raise ValueError("a sequence to score needs at least one prompt token and one response token")
-
+    refuse_empty(sequences)
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].prompt_ids + sequences[i].response_ids)
     tokens: list[int] = []
     parents: list[int] = []
@@ -142,6 +140,12 @@ def _cut_into_nodes(parents: np.ndarray) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
+def refuse_empty(sequences: Iterable[PromptResponse]) -> None:
+    """Raises ValueError for a sequence in which nothing is scored, or in which nothing predicts the first token."""
+    if not all(prompt_ids and response_ids for prompt_ids, response_ids in sequences):
+        raise ValueError("a sequence to score needs at least one prompt token and one response token")
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences share at their beginning."""
     shorter = min(len(a), len(b))
@@ -161,22 +165,25 @@ def count_unique_tokens(sequences: Iterable[PromptResponse]) -> int:
 
 
 def cut_into_batches(units: Sequence[Sequence[PromptResponse]], tokens_per_batch: int) -> list[list[int]]:
-    """Indices of `units` in batches of about equal size, none much over `tokens_per_batch` unique tokens (unless one unit alone is).
+    """Indices of `units` in as few batches as `tokens_per_batch` unique tokens allow, as even as they can be; a unit over that stands alone.
 
     A unit (the two sequences of a pair) stays whole. Units are taken in the order of their tokens, so that those which begin alike meet.
     """
     order = sorted(range(len(units)), key=lambda i: units[i][0].prompt_ids)
-    sizes: list[int] = []
-    previous: Sequence[PromptResponse] = ()
-    for i in order:
-        sizes.append(count_unique_tokens((*previous, *units[i])) - count_unique_tokens(previous))
-        previous = units[i]
-    target = sum(sizes) / max(1, -(-sum(sizes) // tokens_per_batch))
-    batches: list[list[int]] = []
-    filled = 0.0
-    for i, size in zip(order, sizes, strict=True):
-        if not batches or filled + size / 2 > target * len(batches):
-            batches.append([])
-        batches[-1].append(i)
-        filled += size
-    return batches
+    alone = [count_unique_tokens(units[i]) for i in order]
+    added = [count_unique_tokens((*units[h], *units[i])) - size for h, i, size in zip(order, order[1:], alone, strict=False)]
+
+    def cut(limit: int) -> list[list[int]]:
+        batches: list[list[int]] = []
+        filled = 0
+        for i, opening, adding in zip(order, alone, [0, *added], strict=False):
+            if batches and (filled + adding <= limit or not adding):
+                batches[-1].append(i)
+                filled += adding
+            else:
+                batches.append([i])
+                filled = opening
+        return batches
+
+    fewest = len(cut(tokens_per_batch))
+    return cut(bisect_left(range(tokens_per_batch), True, key=lambda limit: len(cut(limit)) <= fewest))

@@ -1,0 +1,335 @@
+"""A run's model, before and after, as eval.json and samples.jsonl.
+
+    exam       what is asked, in tokens: the held-out pairs, prompts to reply to, the shipped probes
+    ask        one model's answers; both models are asked by the same code, in the same arithmetic, one after the other
+    compare    two sets of answers → numbers with intervals: pure
+
+Shape legend: B pairs, K replies.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likelier.data.chat import Encoder
+from likelier.data.load import Side, load_sides
+from likelier.errors import DataError, ModelError, RunError
+from likelier.examples import Ids
+from likelier.generation.sample import Reply, generate
+from likelier.logprobs.pairs import sequences_of
+from likelier.logprobs.reference import ReferenceStore, fill, identity
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import PromptResponse
+from likelier.metrics import Statistic, bootstrap, bootstrap_difference, calibration, correct, has_apology, in_a_loop
+from likelier.models import LoadedModel, as_reference, cache_dir, fingerprint, load_model, load_trained
+from likelier.objectives import Logps, Objective, Responses, make_objective
+from likelier.probes import Question, neutral_prompts, questions
+from likelier.recipe import Recipe, load_recipe
+from likelier.rundir import RunDir, write_json, write_jsonl
+
+LogpsOf = Mapping[PromptResponse, Tensor]
+"""For each sequence the (L,) fp32 log-probabilities of its response's tokens, on the CPU."""
+
+Say = Callable[[str], None]
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+# The exam
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What both models are asked."""
+
+    recipe: Recipe
+    tokenizer: Any
+    end_token_id: int
+    held_out: Side
+    shown: list[int]  # which held-out pairs' prompts are replied to: one pair a prompt
+    questions: list[Question]
+    neutral: list[Ids]
+
+    @property
+    def prompts(self) -> list[Ids]:
+        """Held-out prompts to reply to."""
+        return [self.held_out.examples[i].prompt_ids for i in self.shown]
+
+    @property
+    def pairs(self) -> list[PromptResponse]:
+        """Both sides of the held-out pairs."""
+        return sequences_of(self.held_out.examples)
+
+    @property
+    def choices(self) -> list[PromptResponse]:
+        """The possible answers to the questions."""
+        return [choice for question in self.questions for choice in question.choices]
+
+
+def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, say: Say = quiet) -> Exam:
+    """The exam for one run: up to `eval.samples` held-out prompts, spread evenly over the file, and the probes if they are wanted."""
+    first_of_prompt: dict[Ids, int] = {}
+    for i, example in enumerate(held_out.examples):
+        first_of_prompt.setdefault(example.prompt_ids, i)
+    firsts = list(first_of_prompt.values())
+    wanted = min(recipe.eval.samples, len(firsts))
+    shown = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
+    asked, neutral = _probes(recipe, tokenizer, say) if recipe.eval.probes else ([], [])
+    return Exam(recipe, tokenizer, end_token_id, held_out, shown, asked, neutral)
+
+
+def _probes(recipe: Recipe, tokenizer: Any, say: Say) -> tuple[list[Question], list[Ids]]:
+    template = recipe.model.chat_template
+    try:
+        return questions(tokenizer, template), neutral_prompts(tokenizer, template)
+    except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
+        say(f"The shipped probes are left out, they do not fit this chat template: {problem}")
+        return [], []
+
+
+# One model's answers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All that one model says to an exam. `sampled` are the policy's replies at temperature 1, which both models score."""
+
+    logps: LogpsOf
+    held_out: list[Reply]
+    neutral: list[Reply]
+    sampled: list[PromptResponse]
+
+
+def ask(exam: Exam, scorer: Scorer, *, sampled: list[PromptResponse] | None = None, store: ReferenceStore | None = None, say: Say = quiet) -> Answers:
+    """Have a model answer. The policy comes first, with `sampled` None, and writes what the reference then scores too.
+
+    `store`: where the reference's values of the pairs are kept; what it holds is not computed again.
+    """
+    prompts = exam.prompts
+    greedy = _replies(exam, scorer, [*prompts, *exam.neutral], 0.0, say)
+    if sampled is None:
+        drawn = _replies(exam, scorer, prompts, 1.0, say)
+        sampled = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(prompts, drawn, strict=True)]
+    say("scoring")
+    tokens_per_batch = exam.recipe.train.tokens_per_batch
+    pairs = _score(scorer, exam.pairs, store, tokens_per_batch)
+    rest = _score(scorer, [*exam.choices, *sampled], None, tokens_per_batch)  # in the same batches for both models: the same rounding
+    return Answers({**pairs, **rest}, greedy[: len(prompts)], greedy[len(prompts) :], sampled)
+
+
+def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say) -> list[Reply]:
+    say(f"writing {len(prompts)} replies")
+    return generate(
+        scorer.model,
+        exam.tokenizer,
+        prompts,
+        end_token_id=exam.end_token_id,
+        max_new_tokens=exam.recipe.eval.max_new_tokens,
+        temperature=temperature,
+        seed=exam.recipe.train.seed,
+        precision=scorer.precision,
+        on_progress=lambda done, total: say(f"{done} of {total}") if done < total else None,
+    )
+
+
+def _score(scorer: Scorer, sequences: Sequence[PromptResponse], store: ReferenceStore | None, tokens_per_batch: int) -> LogpsOf:
+    if store is not None:
+        fill(store, scorer, sequences, tokens_per_batch=tokens_per_batch)
+        return {sequence: store[sequence] for sequence in sequences}
+    unique = list(dict.fromkeys(sequences))
+    batches = scorer.score_all(unique, tokens_per_batch=tokens_per_batch)
+    return {unique[i]: values_L for indices, values in batches for i, values_L in zip(indices, values, strict=True)}
+
+
+# Numbers
+
+
+def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
+    """eval.json: what the run changed, each number with its 95% interval over prompts."""
+    objective = make_objective(exam.recipe.objective.name, **exam.recipe.objective.given())
+    result = measure_pairs(exam.held_out, objective, policy=after.logps, reference=before.logps)
+    result["held_out"]["kl"] = measure_kl(after.sampled, policy=after.logps, reference=before.logps, limit=exam.recipe.eval.max_new_tokens)
+    return result | {"probes": measure_probes(exam, before, after)}
+
+
+def measure_pairs(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
+    """How the policy ranks held-out pairs by the objective's reward. Without `reference` there is no change to measure, and an objective that
+    needs one raises ValueError. Pairs of one prompt are one cluster."""
+    examples = held_out.examples
+    sequences = sequences_of(examples)
+    logps = Logps(_responses(sequences[::2], policy, reference), _responses(sequences[1::2], policy, reference))
+    chosen_B, rejected_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
+    margin_B = chosen_B - rejected_B
+    clusters = _numbered([example.prompt_ids for example in examples])
+    measured = {"accuracy": correct(margin_B), "margin": margin_B, "chosen_reward": chosen_B, "rejected_reward": rejected_B}
+    if reference is not None:
+        measured["chosen_logp_change"] = logps.chosen.log_ratio_B.double().numpy()
+    reasons: dict[str, list[int]] = {}
+    for i, pair in enumerate(held_out.pairs):
+        if pair.reason:
+            reasons.setdefault(pair.reason, []).append(i)
+    return {
+        "dataset": held_out.id,
+        "pairs": len(examples),
+        "held_out": {name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()},
+        "by_reason": {
+            reason: {"accuracy": bootstrap(correct(margin_B[rows]), [clusters[i] for i in rows]).as_dict(), "pairs": len(rows)}
+            for reason, rows in reasons.items()
+        },
+        "calibration": calibration(margin_B).as_dict(),
+    }
+
+
+def _responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:
+    return Responses(
+        torch.cat([policy[sequence] for sequence in sequences]),
+        None if reference is None else torch.cat([reference[sequence] for sequence in sequences]),
+        torch.tensor([len(sequence.response_ids) for sequence in sequences]),
+    )
+
+
+def measure_kl(sampled: Sequence[PromptResponse], *, policy: LogpsOf, reference: LogpsOf, limit: int) -> dict[str, Any]:
+    """KL(π ‖ π_ref) of a whole reply, in nats: the mean of log π(y|x) − log π_ref(y|x) over replies y that π wrote at temperature 1.
+
+    Without bias for replies of up to `limit` tokens; with few replies it may come out below 0, which a KL never is.
+    """
+    log_ratio_K = _responses(sampled, policy, reference).log_ratio_B.double().numpy()
+    replies = f"{len(sampled)} replies of the tuned model" if len(sampled) > 1 else "one reply of the tuned model"
+    note = f"per reply, estimated on {replies}, sampled at temperature 1, up to {limit} tokens"
+    return {**bootstrap(log_ratio_K, _numbered([sequence.prompt_ids for sequence in sampled])).as_dict(), "note": note}
+
+
+@dataclass(frozen=True)
+class ReplyProbe:
+    """One thing to measure of replies."""
+
+    name: str
+    title: str
+    unit: str  # share or tokens
+    better: str  # higher, lower or none
+    measure: Callable[[Reply], float]
+    statistic: Statistic = "mean"
+
+
+NEUTRAL_PROBES = (
+    ReplyProbe("reply_length", "Reply length, neutral prompts (median)", "tokens", "none", lambda reply: reply.length, "median"),
+    ReplyProbe("apology_rate", "Apologies, neutral prompts", "share", "lower", lambda reply: has_apology(reply.text)),
+    ReplyProbe("loop_rate", "Replies in a loop, neutral prompts", "share", "lower", lambda reply: in_a_loop(reply.text)),
+    ReplyProbe("ended_rate", "Replies that end before the limit, neutral prompts", "share", "higher", lambda reply: reply.ended),
+)
+HELD_OUT_PROBES = (
+    ReplyProbe("held_out_reply_length", "Reply length, held-out prompts (median)", "tokens", "none", lambda reply: reply.length, "median"),
+    ReplyProbe("held_out_loop_rate", "Replies in a loop, held-out prompts", "share", "lower", lambda reply: in_a_loop(reply.text)),
+)
+
+
+def measure_probes(exam: Exam, before: Answers, after: Answers) -> list[dict[str, Any]]:
+    """Rows of `probes`, none if the recipe does not want them. A reply that reaches the limit counts with that length."""
+    if not exam.recipe.eval.probes:
+        return []
+    right = [[float(question.is_right(side.logps)) for question in exam.questions] for side in (before, after)]
+    rows = [_probe("qa_accuracy", "Factual questions answered", "share", "higher", *right)] if exam.questions else []
+    for probes, old, new in ((NEUTRAL_PROBES, before.neutral, after.neutral), (HELD_OUT_PROBES, before.held_out, after.held_out)):
+        for probe in probes if old else ():
+            measured = [[float(probe.measure(reply)) for reply in replies] for replies in (old, new)]
+            rows.append(_probe(probe.name, probe.title, probe.unit, probe.better, *measured, statistic=probe.statistic))
+    return rows
+
+
+def _probe(
+    name: str, title: str, unit: str, better: str, before: list[float], after: list[float], *, statistic: Statistic = "mean"
+) -> dict[str, Any]:
+    each = range(len(before))
+    intervals = {
+        "before": bootstrap(before, each, statistic=statistic),
+        "after": bootstrap(after, each, statistic=statistic),
+        "difference": bootstrap_difference(before, after, each, statistic=statistic),
+    }
+    sides = {side: interval.as_dict() for side, interval in intervals.items()}
+    return {"name": name, "title": title, "unit": unit, "better": better, "items": len(before), **sides}
+
+
+def side_by_side(exam: Exam, before: Answers, after: Answers) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl: held-out prompts with the reply of each model and the chosen one."""
+    return [
+        {
+            "id": pair.id,
+            "prompt": [message.as_dict() for message in pair.prompt],
+            "before": old.text,
+            "after": new.text,
+            "chosen": "\n\n".join(message.content for message in pair.chosen if message.content),
+        }
+        for pair, old, new in zip([exam.held_out.pairs[i] for i in exam.shown], before.held_out, after.held_out, strict=True)
+    ]
+
+
+def _numbered(keys: Sequence[Any]) -> list[int]:
+    """Equal keys, equal numbers."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+# A run
+
+
+def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
+    """Ask the run's model and its reference, in the run's own arithmetic, and write eval.json and samples.jsonl. Returns what eval.json holds.
+
+    A run without held-out pairs is not evaluated: None. Raises RunError where the run did not end, or its data or its base model are no longer
+    those it was trained with.
+    """
+    recipe, manifest = load_recipe(run.require().recipe), run.read_manifest()
+    if not manifest.get("outcome"):
+        raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
+    numerics = {name: value for name, value in manifest["numerics"].items() if name != "parity"}
+    dtype = getattr(torch, numerics["weights_dtype"])
+    loaded, full = load_trained(run.model, recipe.model, dtype=dtype), recipe.train.method == "full"
+    if not full:
+        _require_base(run, manifest, loaded)
+    tokenizer = loaded.tokenizer
+    encoder = Encoder(tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
+    held_out = _held_out(run, manifest, recipe, encoder)
+    if not held_out.pairs:
+        say("No pairs were held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
+        return None
+    exam = make_exam(recipe, tokenizer, held_out, end_token_id=encoder.end_token_id, say=say)
+    arithmetic = {"engine": numerics["engine"], "precision": numerics["precision"], "pad_id": encoder.end_token_id}
+    after = ask(exam, Scorer(loaded.model, **arithmetic), say=lambda text: say(f"Tuned model: {text}"))
+    if full:
+        del loaded  # never two models at once
+        loaded = load_model(recipe.model, dtype=dtype)
+        _require_base(run, manifest, loaded)
+    with as_reference(loaded.model):
+        scorer = Scorer(loaded.model, **arithmetic)
+        store = _reference_store(manifest, numerics, scorer)
+        before = ask(exam, scorer, sampled=after.sampled, store=store, say=lambda text: say(f"Reference: {text}"))
+    result = compare(exam, before, after)
+    write_json(run.eval, result)
+    write_jsonl(run.samples, side_by_side(exam, before, after))
+    return result
+
+
+def _require_base(run: RunDir, manifest: dict[str, Any], base: LoadedModel) -> None:
+    if fingerprint(base.model) != manifest["model"]["weights"]:
+        raise RunError(f"{run.path}: `{base.name}` no longer has the weights that this run began with, so it is not its reference. Put them back.")
+
+
+def _held_out(run: RunDir, manifest: dict[str, Any], recipe: Recipe, encoder: Encoder) -> Side:
+    _, held_out = load_sides(recipe.data, encoder)
+    if held_out.id != manifest["data"]["eval"]["id"]:
+        raise RunError(
+            f"{run.path}: the held-out pairs of {', '.join(held_out.sources)} are not those of this run any more (data set {held_out.id[:12]}, "
+            f"then {manifest['data']['eval']['id'][:12]}). Put the files back as they were, or train again."
+        )
+    return held_out
+
+
+def _reference_store(manifest: dict[str, Any], numerics: dict[str, Any], scorer: Scorer) -> ReferenceStore:
+    """The one that training filled, if this is the same machinery."""
+    here = {**numerics, "device": scorer.device.type, "torch": torch.__version__}
+    return ReferenceStore(cache_dir() / "reference", identity(weights=manifest["model"]["weights"], numerics=here))

@@ -1,0 +1,240 @@
+"""A training run from recipe to model folder: everything around the loop.
+
+prepare   read, split, encode · load · choose the engine        (touches no disk but caches)
+open      the run directory: fresh, or resumed if it is the same recipe's
+train     fill the reference store · fit · keep the best · save · write down what happened
+"""
+
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from likelier.data.chat import Encoder, template_hash, tokenizer_hash
+from likelier.data.load import Side, load_sides
+from likelier.errors import RunError, TrainingStopped
+from likelier.logprobs.pairs import sequences_of
+from likelier.logprobs.reference import ReferenceStore, fill, identity
+from likelier.logprobs.scorer import TOLERANCE, Parity, Scorer, choose_engine
+from likelier.models import (
+    LoadedModel,
+    add_adapter,
+    as_reference,
+    cache_dir,
+    fingerprint,
+    load_model,
+    pick_device,
+    pick_precision,
+    save_trained,
+    trainable,
+)
+from likelier.objectives import Objective, make_objective
+from likelier.recipe import Recipe, load_recipe
+from likelier.rundir import RunDir, write_atomic, write_json
+from likelier.train import checkpoint
+from likelier.train.card import model_card
+from likelier.train.loop import fit
+from likelier.train.progress import Progress
+
+PROBE_PAIRS = 3
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, checked, before it leaves a trace."""
+
+    recipe: Recipe
+    objective: Objective
+    loaded: LoadedModel
+    train: Side
+    held_out: Side
+    policy: Scorer
+    parity: Parity
+    weights: str  # fingerprint of the reference's weights
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What alters a reference's numbers beside its weights."""
+        dtype = next(p.dtype for name, p in self.policy.model.named_parameters() if "lora_" not in name)
+        return {
+            "precision": self.policy.precision,
+            "weights_dtype": str(dtype).removeprefix("torch."),
+            "device": self.policy.device.type,
+            "engine": self.policy.engine,
+            "torch": torch.__version__,
+        }
+
+
+def prepare(recipe: Recipe, show: Progress) -> Prepared:
+    """Check everything that can be checked before a run begins."""
+    objective = make_objective(recipe.objective.name, **recipe.objective.given())
+    settings = recipe.train
+    device = pick_device()
+    precision = pick_precision(settings.precision, device)
+    frozen_half = settings.method == "lora" and precision == "bf16"
+    loaded = load_model(recipe.model, dtype=torch.bfloat16 if frozen_half else torch.float32, device=device)
+    encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
+    train, held_out = load_sides(recipe.data, encoder)
+    for side in (train, held_out):
+        _announce(side, show)
+    weights = fingerprint(loaded.model)
+    if settings.method == "lora":
+        loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
+    if settings.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    shortest = sorted(train.examples, key=len)[:PROBE_PAIRS]
+    parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=encoder.end_token_id)
+    for reason in parity.passed_over:
+        show.say(f"Not used: {reason}")
+    policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
+    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights)
+
+
+def train(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
+    """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first."""
+    show = show or Progress()
+    run = RunDir(recipe.out)
+    check_folder(run, recipe, fresh=fresh)
+    prepared = prepare(recipe, show)
+    if fresh:
+        clear(run)
+    open_run(run, prepared)
+    policy, settings = prepared.policy, recipe.train
+    everything = sequences_of([*prepared.train.examples, *prepared.held_out.examples])
+    started = time.perf_counter()
+    store = None
+    computed = 0
+    digest = ""
+    try:
+        if prepared.objective.needs_reference:
+            store = open_store(prepared, show)
+            with as_reference(policy.model):
+                computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=show.reference_scored)
+            digest = store.digest(everything)
+        reference_seconds = time.perf_counter() - started
+        state, ending = fit(policy, store, prepared.train.examples, prepared.held_out.examples, prepared.objective, settings, run, show)
+    finally:
+        show.close()
+    unchanged = (
+        None if store is None else store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
+    )
+    if unchanged is False:
+        raise TrainingStopped(
+            "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
+        )
+    if state.best:
+        checkpoint.load_weights(run.checkpoints / "best", policy.model)
+    outcome = {
+        "steps": state.step,
+        "stopped": ending,
+        "best_step": state.best.get("step"),
+        "best_accuracy": state.best.get("accuracy"),
+        "first_loss": state.first_loss,
+        "first_loss_expected": state.first_loss_expected,
+        "seconds": round(state.seconds, 1),
+        "reference_seconds": round(reference_seconds, 1),
+    }
+    reference = {"computed": computed, "reused": len(set(everything)) - computed, "unchanged": unchanged} if store else None
+    manifest = run.read_manifest() | {"outcome": outcome, "reference": reference}
+    save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=model_card(recipe, manifest))
+    write_json(run.manifest, manifest)
+    shutil.rmtree(run.checkpoints)
+    return run
+
+
+def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
+    """The reference's store in the cache, by weights and numerics."""
+    store = ReferenceStore(cache_dir() / "reference", identity(weights=prepared.weights, numerics=prepared.numerics))
+    for damaged in store.damaged:
+        show.say(f"Reference store: {damaged} was damaged and is set aside; its values are computed again.")
+    return store
+
+
+def check_folder(run: RunDir, recipe: Recipe, *, fresh: bool) -> None:
+    """Raises RunError if the folder holds something that this recipe must not continue or overwrite."""
+    if fresh or not run.path.exists() or not any(run.path.iterdir()):
+        return
+    if not run.recipe.is_file():
+        raise RunError(f"{run.path}: this folder holds other files and is no run directory. Choose another with --out.")
+    if load_recipe(run.recipe).fingerprint() != recipe.fingerprint():
+        changed = ", ".join(_differences(load_recipe(run.recipe), recipe))
+        raise RunError(f"{run.path}: the run here has another recipe ({changed}). Choose another folder with --out, or --fresh to replace it.")
+    if run.manifest.is_file() and run.read_manifest().get("outcome"):
+        raise RunError(f"{run.path}: this run has ended. Choose another folder with --out, or --fresh to do it again.")
+
+
+def clear(run: RunDir) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for path in (run.recipe, run.manifest, run.metrics, run.eval, run.samples, run.report):
+        path.unlink(missing_ok=True)
+    for folder in (run.checkpoints, run.model):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_run(run: RunDir, prepared: Prepared) -> None:
+    """Write recipe and manifest, or check that a resumed run still has the same data and weights. Raises RunError where it has not."""
+    manifest = make_manifest(prepared)
+    if run.manifest.is_file():
+        before = run.read_manifest()
+        for what in ("data", "model"):
+            if before[what] != manifest[what]:
+                raise RunError(f"{run.path}: the {what} are no longer those that this run began with; it cannot go on. Use --fresh or another --out.")
+        checkpoint.sweep(run.checkpoints)
+        return
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(run.manifest, manifest)
+    write_atomic(run.recipe, prepared.recipe.to_yaml())
+
+
+def make_manifest(prepared: Prepared) -> dict[str, Any]:
+    """Provenance, as rundir.py lists it; `outcome` comes at the end."""
+    recipe, model = prepared.recipe, prepared.policy.model
+    adapter = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    return {
+        "likelier": version("likelier"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(sys.argv),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "peft")}},
+        "recipe": recipe.fingerprint(),
+        "data": {"train": prepared.train.summary(), "eval": prepared.held_out.summary()},
+        "model": {
+            "name": prepared.loaded.name,
+            "parameters": sum(p.numel() for p in model.parameters()) - adapter,
+            "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
+            "weights": prepared.weights,
+            "tokenizer": tokenizer_hash(prepared.loaded.tokenizer),
+            "chat_template": template_hash(prepared.loaded.tokenizer, recipe.model.chat_template),
+        },
+        "numerics": {**prepared.numerics, "parity": {"largest_difference": prepared.parity.difference, "tolerance": TOLERANCE}},
+        "outcome": None,
+    }
+
+
+def _announce(side: Side, show: Progress) -> None:
+    for dropped in side.encoded.dropped[:10]:
+        show.say(f"Dropped {dropped.id}: {dropped.reason}")
+    if len(side.encoded.dropped) > 10:
+        show.say(f"Dropped {len(side.encoded.dropped)} pairs in all; the manifest names each.")
+    if side.encoded.boundary_mismatches:
+        show.say(f"{len(side.encoded.boundary_mismatches)} pairs do not decode to the template's text, first {side.encoded.boundary_mismatches[0]}.")
+
+
+def _differences(before: Recipe, now: Recipe) -> list[str]:
+    skip = {"out", "eval"}
+    return [
+        f"{section}.{name}"
+        for section in Recipe.model_fields.keys() - skip
+        for name, value in getattr(before, section).model_dump().items()
+        if value != getattr(now, section).model_dump()[name]
+    ]
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return " ".join(["likelier", *arguments[1:]])
