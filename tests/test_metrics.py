@@ -46,6 +46,28 @@ def test_bootstrap_of_many_clusters_matches_the_normal_interval() -> None:
     assert found.value == pytest.approx(values.mean())
 
 
+def test_bootstrap_of_the_median_agrees_with_numpy_on_every_resample() -> None:
+    rng = np.random.default_rng(7)
+    values, clusters = rng.integers(0, 9, 50).astype(float), rng.integers(0, 12, 50)
+    names, C = np.unique(clusters), len(np.unique(clusters))
+    drawn = np.random.default_rng(0).integers(C, size=(300, C))
+    medians = [np.median(np.concatenate([values[clusters == names[i]] for i in row])) for row in drawn]
+    found = bootstrap(values, clusters.tolist(), statistic="median", resamples=300)
+    assert found.value == np.median(values)
+    assert (found.low, found.high) == tuple(np.quantile(medians, [0.025, 0.975]))
+
+
+def test_difference_of_medians_is_taken_over_the_same_draws() -> None:
+    before = np.random.default_rng(8).exponential(50, 60)
+    shifted = bootstrap_difference(before, before - 7, range(60), statistic="median")
+    assert (shifted.value, shifted.low, shifted.high) == pytest.approx((-7, -7, -7))
+    halved = bootstrap_difference(before, before / 2, range(60), statistic="median")
+    assert halved.value == pytest.approx(-np.median(before) / 2)
+    assert halved.high < 0
+    alone = bootstrap_difference([1.0, 2.0], [3.0, 4.0], ["a", "a"], statistic="median")
+    assert alone == Interval(2.0, -math.inf, math.inf)
+
+
 def test_rows_of_one_cluster_do_not_count_as_independent() -> None:
     rng = np.random.default_rng(2)
     per_prompt = rng.normal(size=100)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from likelier.errors import ModelError
@@ -68,8 +70,9 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+        _refuse_gaps(report)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())[:400]
         raise ModelError(
             f"model.name: `{settings.name}` cannot be loaded ({reason}). "
@@ -78,15 +81,22 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
     return LoadedModel(model.to(device or pick_device()).eval(), tokenizer, settings.name, path)
 
 
+def _refuse_gaps(report: dict[str, Any]) -> None:
+    """transformers draws weights that a file lacks at random, and only says so. Raises ValueError."""
+    if report["missing_keys"]:
+        raise ValueError(f"{len(report['missing_keys'])} of its weights are missing, among them {min(report['missing_keys'])}")
+
+
 def locate(name: str) -> str:
     """Where the model called `name` loads from; GGUF files are dequantised once into the cache."""
     if name == EMBEDDED:
         gguf = embedded_gguf()
         return EMBEDDED_ON_HUB if gguf is None else str(import_gguf(gguf))
     if name.endswith(".gguf"):
-        if not Path(name).is_file():
+        file = Path(name).expanduser()
+        if not file.is_file():
             raise ModelError(f"model.name: {name}: there is no such GGUF file.")
-        return str(import_gguf(Path(name)))
+        return str(import_gguf(file))
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
@@ -114,9 +124,12 @@ def import_gguf(path: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        quantised, report = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
+        _refuse_gaps(report)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+    except Exception as problem:  # a damaged file makes its readers stumble in any way
         raise ModelError(f"model.name: {path}: this GGUF file cannot be imported ({problem}).") from problem
     # transformers refuses to save a model that it read from GGUF, so the same weights go into a fresh one.
     config = quantised.config
@@ -143,7 +156,9 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
         torch.manual_seed(seed)
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
         try:
-            return get_peft_model(model, config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers has since changed
+                return get_peft_model(model, config)
         except ValueError as problem:
             raise ModelError(f"adapter.targets: {problem}") from problem
 

@@ -172,5 +172,6 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
     row = TABLE[name]
     for given in hyperparameters:
         if given not in row.hyperparameters:
-            raise RecipeError(f"objective.{given}: `{name}` does not take it. It takes: {', '.join(row.hyperparameters)}.")
+            known = row.hyperparameters
+            raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, known)} It takes: {', '.join(known)}.")
     return Objective(partial(row.losses, **hyperparameters), row.reward, row.needs_reference)

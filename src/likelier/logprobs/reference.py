@@ -100,10 +100,13 @@ class ReferenceStore:
         return digest.hexdigest()
 
     def _read(self, path: Path) -> Iterator[tuple[bytes, np.ndarray]]:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != path.stem:
-            self.damaged.append(path)
-            path.replace(path.with_suffix(".damaged"))
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != path.stem:
+                self.damaged.append(path)
+                path.replace(path.with_suffix(".damaged"))
+                return
+        except FileNotFoundError:  # another run that reads the same store was first to set it aside
             return
         chunk = load(content)
         stops = np.cumsum(chunk["lengths"])

@@ -1,0 +1,400 @@
+"""Evaluation of tiny runs, against log-probabilities of the plain twin and numbers worked out by hand."""
+
+import copy
+import gc
+import json
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from likelier import evaluate as module
+from likelier.data.chat import Encoder
+from likelier.data.load import load_sides
+from likelier.errors import ModelError, RunError
+from likelier.evaluate import Answers, ask, compare, evaluate, make_exam, measure_kl, measure_pairs, measure_probes, side_by_side
+from likelier.generation.sample import Reply
+from likelier.logprobs.attention import standard_attention
+from likelier.logprobs.plain import plain_token_logps
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import PromptResponse
+from likelier.metrics import Interval
+from likelier.models import add_adapter, as_reference, fingerprint, load_trained, save_trained
+from likelier.objectives import make_objective
+from likelier.probes import Question
+from likelier.recipe import AdapterSettings, ModelSettings, parse_recipe
+from likelier.report import write_report
+from likelier.report.changes import list_changes
+from likelier.rundir import RunDir, write_atomic, write_json
+
+CHOSEN = ("is in the panel", "comes on the 3rd; we send it by mail.")
+REJECTED = ("Sorry!", "Look for it yourself.", "WHO ARE YOU", "We never wrote one, I am afraid, and never will", "**July**: n/a")
+PAIRS = [
+    {
+        "prompt": [{"role": "user", "content": f"Where is my invoice for {month}?"}],
+        "chosen": [{"role": "assistant", "content": f"Your {month} invoice {CHOSEN[copy]}"}],
+        "rejected": [{"role": "assistant", "content": REJECTED[number]}],
+        "id": f"{month}-{copy}",
+        **({"reason": "rude"} if month in ("March", "May") else {}),
+    }
+    for number, month in enumerate(("January", "March", "May", "June", "July"))
+    for copy in range(2)
+]
+TRAIN = [{**PAIRS[0], "prompt": [{"role": "user", "content": "Who are you?"}]}]
+EVAL = {"max_new_tokens": 8, "samples": 3}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def make_run(tmp_path, chat_model, chat_tokenizer):
+    """make_run(…): a finished run on the tiny model as training leaves it, and its recipe. `moved` is how far the policy went."""
+
+    def made(*, method="lora", moved=0.5, pairs=PAIRS, **sections):
+        base = tmp_path / "base"
+        save_trained(copy.deepcopy(chat_model), chat_tokenizer, base, card="")
+        for name, rows in (("train", TRAIN), ("eval", pairs)):
+            write_atomic(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        data = {"train": [str(tmp_path / "train.jsonl")], "eval": [str(tmp_path / "eval.jsonl")] if pairs else [], "eval_fraction": 0.0}
+        settings = {"model": {"name": str(base)}, "data": data, "train": {"method": method}, "eval": EVAL, "out": str(tmp_path / "run"), **sections}
+        recipe = parse_recipe(settings, where="test")
+        run = RunDir(recipe.out)
+        write_atomic(run.recipe, recipe.to_yaml())
+        encoder = Encoder(chat_tokenizer, max_length=recipe.data.max_length)
+        sides = dict(zip(("train", "eval"), load_sides(recipe.data, encoder), strict=True))
+        write_json(
+            run.manifest,
+            {
+                "data": {name: side.summary() for name, side in sides.items()},
+                "model": {"weights": fingerprint(chat_model)},
+                "numerics": {"precision": "fp32", "weights_dtype": "float32", "engine": "nodes", "parity": {}},
+                "outcome": {"steps": 1, "stopped": "all steps done"},
+                "reference": {"computed": 22, "reused": 0},
+            },
+        )
+        trained = copy.deepcopy(chat_model)
+        model = add_adapter(trained, AdapterSettings(rank=4), seed=0) if method == "lora" else trained
+        noise = torch.Generator().manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if method == "full" or "lora_B" in name:
+                parameter.data += moved * (0.05 if method == "full" else 0.2) * torch.randn(parameter.shape, generator=noise)
+        save_trained(model, chat_tokenizer, run.model, card="")
+        return run, recipe, model, sides["eval"]
+
+    return made
+
+
+def sums(model, sequences):
+    with torch.no_grad(), standard_attention(model):
+        return torch.tensor([float(values.sum()) for values in plain_token_logps(model, sequences)], dtype=torch.float64)
+
+
+def sides(held_out):
+    chosen = [PromptResponse(e.prompt_ids, e.chosen_ids) for e in held_out.examples]
+    return chosen, [PromptResponse(e.prompt_ids, e.rejected_ids) for e in held_out.examples]
+
+
+def value_of(result, name):
+    return result["held_out"][name]["value"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, method):
+    run, _, model, held_out = make_run(method=method)
+    result = evaluate(run)
+    assert result == run.read_eval()
+    assert json.dumps(result, allow_nan=False)
+
+    (chosen, rejected), reference = sides(held_out), chat_model
+    if method == "lora":
+        with as_reference(model):
+            before = [sums(model, chosen), sums(model, rejected)]
+    else:
+        before = [sums(reference, chosen), sums(reference, rejected)]
+    after = [sums(model, chosen), sums(model, rejected)]
+    rewards = [0.1 * (new - old) for new, old in zip(after, before, strict=True)]
+    margins = rewards[0] - rewards[1]
+
+    assert result["dataset"] == held_out.id
+    assert result["pairs"] == 10
+    assert margins.abs().min() > 0.005, "the model must have moved"
+    assert 0 < value_of(result, "accuracy") < 1
+    assert value_of(result, "accuracy") == (margins > 0).double().mean()
+    assert value_of(result, "margin") == pytest.approx(float(margins.mean()), abs=1e-4)
+    assert value_of(result, "chosen_reward") == pytest.approx(float(rewards[0].mean()), abs=1e-4)
+    assert value_of(result, "rejected_reward") == pytest.approx(float(rewards[1].mean()), abs=1e-4)
+    assert value_of(result, "chosen_logp_change") == pytest.approx(float((after[0] - before[0]).mean()), abs=1e-3)
+    assert value_of(result, "kl") > 0
+    assert "3 replies of the tuned model" in result["held_out"]["kl"]["note"]
+    rude = [float(margins[i] > 0) for i in range(2, 6)]
+    assert result["by_reason"].keys() == {"rude"}
+    assert (result["by_reason"]["rude"]["accuracy"]["value"], result["by_reason"]["rude"]["pairs"]) == (sum(rude) / 4, 4)
+    assert sum(row["count"] for row in result["calibration"]["bins"]) == 10
+
+    shown = run.read_samples()
+    assert [row["id"] for row in shown] == ["January-0", "March-0", "June-0"]
+    assert shown[1]["prompt"] == PAIRS[2]["prompt"]
+    assert shown[1]["chosen"] == "Your March invoice is in the panel"
+    assert all(row["before"] != row["after"] for row in shown)
+
+
+def test_the_report_reads_what_evaluation_wrote(make_run):
+    run, *_ = make_run()
+    result = evaluate(run)
+    page = write_report(run).read_text()
+    assert [probe["name"] for probe in result["probes"]] == [
+        "qa_accuracy",
+        "reply_length",
+        "apology_rate",
+        "loop_rate",
+        "ended_rate",
+        "held_out_reply_length",
+        "held_out_loop_rate",
+    ]
+    for probe in result["probes"]:
+        assert probe["title"] in page
+        assert probe.keys() == {"name", "title", "unit", "better", "items", "before", "after", "difference"}
+        assert (probe["unit"], probe["better"]) in {(unit, better) for unit in ("share", "tokens") for better in ("higher", "lower", "none")}
+        for side in ("before", "after", "difference"):
+            interval = Interval.from_dict(probe[side])
+            assert interval.low <= interval.value <= interval.high
+    assert "Where is my invoice for March?" in page
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_compared_with_itself_shows_no_change(make_run, method):
+    run, *_ = make_run(method=method, moved=0)
+    result = evaluate(run)
+    zero = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert value_of(result, "accuracy") == 0.5
+    for name in ("margin", "chosen_reward", "rejected_reward", "chosen_logp_change"):
+        assert result["held_out"][name] == zero
+    assert {name: result["held_out"]["kl"][name] for name in zero} == zero
+    assert all(probe["difference"] == zero for probe in result["probes"])
+    assert all(row["before"] == row["after"] for row in run.read_samples())
+    changed, unchanged = list_changes(result, has_reference=True)
+    assert changed == []
+    assert len(unchanged) == 9
+
+
+def test_two_models_are_never_held_at_once(make_run, monkeypatch):
+    run, *_ = make_run(method="full", pairs=PAIRS[:4])
+    first = []
+    load_policy, load_base = module.load_trained, module.load_model
+
+    def loading_policy(*arguments, **options):
+        loaded = load_policy(*arguments, **options)
+        first.append(weakref.ref(loaded.model))
+        return loaded
+
+    def loading_base(*arguments, **options):
+        gc.collect()
+        assert first[0]() is None, "the policy must be gone before the reference comes"
+        first.append("reference loaded")
+        return load_base(*arguments, **options)
+
+    monkeypatch.setattr(module, "load_trained", loading_policy)
+    monkeypatch.setattr(module, "load_model", loading_base)
+    evaluate(run)
+    assert first[-1] == "reference loaded"
+
+
+def test_the_reference_store_saves_the_second_pass(make_run, monkeypatch):
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    computed = []
+    fill = module.fill
+    monkeypatch.setattr(module, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    first = evaluate(run)
+    assert evaluate(run) == first
+    assert computed == [15, 0], "ten chosen replies, and five rejected ones that stand in two pairs each"
+
+
+def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    monkeypatch.setattr(module, "questions", lambda *_: pytest.fail("not wanted"))
+    result = evaluate(run)
+    assert result["probes"] == []
+    assert value_of(result, "kl") > 0
+    assert len(run.read_samples()) == 3
+
+
+def test_probes_that_the_template_cannot_say_are_left_out_and_named(make_run, chat_tokenizer):
+    _, recipe, _, held_out = make_run()
+    chat_tokenizer.chat_template = chat_tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    said = []
+    exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2, say=said.append)
+    assert (exam.questions, exam.neutral) == ([], [])
+    assert "left out" in said[0]
+    assert "reasoning" in said[0]
+
+
+def test_an_objective_without_reference_is_still_compared_with_the_model_before(make_run):
+    run, _, model, held_out = make_run(objective={"name": "simpo", "beta": 2.0}, eval={**EVAL, "probes": False})
+    result = evaluate(run)
+    chosen, _ = sides(held_out)
+    lengths = torch.tensor([len(sequence.response_ids) for sequence in chosen])
+    assert value_of(result, "chosen_reward") == pytest.approx(float((2 * sums(model, chosen) / lengths).mean()), abs=1e-4)
+    with as_reference(model):
+        before = sums(model, chosen)
+    assert value_of(result, "chosen_logp_change") == pytest.approx(float((sums(model, chosen) - before).mean()), abs=1e-3)
+
+
+def test_pairs_alone_can_be_measured_without_a_reference(make_run):
+    _, _, model, held_out = make_run()
+    chosen, rejected = sides(held_out)
+    with torch.no_grad():
+        logps = dict(zip([*chosen, *rejected], plain_token_logps(model, [*chosen, *rejected]), strict=True))
+    result = measure_pairs(held_out, make_objective("simpo", beta=1.0), policy=logps, reference=None)
+    assert "chosen_logp_change" not in result["held_out"]
+    assert value_of(result, "rejected_reward") == pytest.approx(float(torch.stack([logps[s].mean() for s in rejected]).mean()))
+    with pytest.raises(ValueError, match="needs the reference"):
+        measure_pairs(held_out, make_objective("dpo"), policy=logps, reference=None)
+
+
+def test_pairs_of_one_prompt_are_one_cluster(make_run):
+    _, _, _, held_out = make_run(pairs=PAIRS[:2])
+    chosen, rejected = sides(held_out)
+    logps = {sequence: torch.full((len(sequence.response_ids),), -1.0 - i) for i, sequence in enumerate([*chosen, *rejected])}
+    result = measure_pairs(held_out, make_objective("simpo"), policy=logps, reference=None)
+    assert result["held_out"]["accuracy"] == {"value": 1.0, "low": None, "high": None}
+
+
+def test_kl_is_the_mean_log_ratio_of_the_sampled_replies():
+    replies = [PromptResponse((1,), (5, 6)), PromptResponse((2,), (7,))]
+    policy = dict(zip(replies, map(torch.tensor, ([-1.0, -2.0], [-0.5])), strict=True))
+    reference = dict(zip(replies, map(torch.tensor, ([-2.0, -4.0], [-0.25])), strict=True))
+    found = measure_kl(replies, policy=policy, reference=reference, limit=8)
+    assert (found["value"], found["low"], found["high"]) == ((3.0 - 0.25) / 2, -0.25, 3.0)
+    assert found["note"] == "per reply, estimated on 2 replies of the tuned model, sampled at temperature 1, up to 8 tokens"
+
+
+def test_the_policys_samples_are_scored_by_both(make_run, chat_tokenizer):
+    _, recipe, model, held_out = make_run(eval={**EVAL, "probes": False})
+    exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
+    scorer = Scorer(model, engine="nodes", precision="fp32")
+    after = ask(exam, scorer)
+    with as_reference(model):
+        before = ask(exam, scorer, sampled=after.sampled)
+    assert [sequence.prompt_ids for sequence in after.sampled] == exam.prompts
+    assert before.sampled == after.sampled
+    wanted = sums(model, after.sampled)
+    assert torch.allclose(torch.stack([after.logps[s].sum() for s in after.sampled]).double(), wanted, atol=1e-3)
+    with as_reference(model):
+        wanted = wanted - sums(model, after.sampled)
+    assert compare(exam, before, after)["held_out"]["kl"]["value"] == pytest.approx(float(wanted.mean()), abs=1e-3)
+
+
+def reply(text, *, tokens, ended=True):
+    return Reply((9,) * tokens + ((2,) if ended else ()), text, ended)
+
+
+def test_probes_count_what_they_say(make_run, chat_tokenizer):
+    _, recipe, _, held_out = make_run()
+    exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
+    right, wrong = PromptResponse((1,), (5,)), PromptResponse((1,), (6,))
+    exam = replace(exam, questions=[Question((right, wrong), 0)] * 3 + [Question((wrong, right), 0)])
+    logps = {right: torch.tensor([-1.0]), wrong: torch.tensor([-2.0])}
+    swapped = {right: torch.tensor([-2.0]), wrong: torch.tensor([-1.0])}
+    loop = "I will check that. " * 4
+    before = Answers(
+        logps,
+        held_out=[reply("a", tokens=3), reply(loop, tokens=9), reply("b", tokens=4)],
+        neutral=[reply("Sorry!", tokens=1), reply(loop, tokens=30, ended=False), reply("Yes.", tokens=2), reply("I apologize.", tokens=7)],
+        sampled=[],
+    )
+    after = Answers(
+        swapped,
+        held_out=[reply("a", tokens=3), reply("c", tokens=5), reply("b", tokens=6)],
+        neutral=[reply("Yes.", tokens=2), reply("No.", tokens=2), reply("Yes.", tokens=2), reply("Sorry.", tokens=2)],
+        sampled=[],
+    )
+    rows = {row["name"]: row for row in measure_probes(exam, before, after)}
+    values = {name: tuple(row[side]["value"] for side in ("before", "after", "difference")) for name, row in rows.items()}
+    assert values == {
+        "qa_accuracy": (0.75, 0.25, -0.5),
+        "reply_length": (4.5, 2.0, -2.5),
+        "apology_rate": (0.5, 0.25, -0.25),
+        "loop_rate": (0.25, 0.0, -0.25),
+        "ended_rate": (0.75, 1.0, 0.25),
+        "held_out_reply_length": (4.0, 5.0, 1.0),
+        "held_out_loop_rate": (pytest.approx(1 / 3), 0.0, pytest.approx(-1 / 3)),
+    }
+    assert [row["items"] for row in rows.values()] == [4, 4, 4, 4, 4, 3, 3]
+    assert {name: row["better"] for name, row in rows.items() if row["better"] != "none"} == {
+        "qa_accuracy": "higher",
+        "apology_rate": "lower",
+        "loop_rate": "lower",
+        "ended_rate": "higher",
+        "held_out_loop_rate": "lower",
+    }
+
+
+def test_shown_prompts_are_spread_over_the_held_out_ones_and_shown_once(make_run, chat_tokenizer):
+    _, recipe, _, held_out = make_run(eval={**EVAL, "samples": 99, "probes": False})
+    exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
+    assert exam.shown == [0, 2, 4, 6, 8]
+    replies = [reply(str(i), tokens=1) for i in range(5)]
+    rows = side_by_side(exam, Answers({}, replies, [], []), Answers({}, replies[::-1], [], []))
+    assert [(row["id"], row["before"], row["after"]) for row in rows][1] == ("March-0", "1", "3")
+
+
+def test_a_run_without_held_out_pairs_is_not_evaluated(make_run):
+    run, *_ = make_run(pairs=[])
+    said = []
+    assert evaluate(run, said.append) is None
+    assert "data.eval_fraction" in said[0]
+    assert not run.eval.exists()
+
+
+def test_what_is_not_that_run_any_more_is_refused(make_run, tmp_path, chat_model, chat_tokenizer):
+    run, *_ = make_run()
+    manifest = run.read_manifest()
+    write_json(run.manifest, manifest | {"outcome": None})
+    with pytest.raises(RunError, match="has not ended"):
+        evaluate(run)
+    write_json(run.manifest, manifest)
+    written = (tmp_path / "eval.jsonl").read_text()
+    write_atomic(tmp_path / "eval.jsonl", "".join(written.splitlines(keepends=True)[1:]))
+    with pytest.raises(RunError, match=r"held-out pairs of .* are not those of this run any more"):
+        evaluate(run)
+    write_atomic(tmp_path / "eval.jsonl", written)
+    chat_model.lm_head.weight.data += 1e-3
+    save_trained(chat_model, chat_tokenizer, tmp_path / "base", card="")
+    with pytest.raises(RunError, match="no longer has the weights that this run began with"):
+        evaluate(run)
+    assert not run.eval.exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_saved_model_loads_as_it_was(make_run, method):
+    run, recipe, model, held_out = make_run(method=method)
+    loaded = load_trained(run.model, recipe.model, dtype=torch.float32)
+    chosen, _ = sides(held_out)
+    assert torch.equal(sums(loaded.model, chosen), sums(model, chosen))
+    assert loaded.tokenizer.chat_template
+    assert not loaded.model.training
+
+
+def test_adapters_that_cannot_be_loaded_are_named(make_run, tmp_path):
+    run, recipe, *_ = make_run()
+    (run.model / "adapter_model.safetensors").rename(run.model / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"this adapter has no adapter_model\.safetensors"):
+        load_trained(run.model, recipe.model, dtype=torch.float32)
+    with pytest.raises(ModelError, match="nowhere"):
+        load_trained(tmp_path / "nowhere", ModelSettings(), dtype=torch.float32)
+
+
+def test_progress_is_told(make_run):
+    run, *_ = make_run()
+    said = []
+    evaluate(run, said.append)
+    assert [text for text in said if text.endswith("replies")] == [
+        "Tuned model: writing 51 replies",
+        "Tuned model: writing 3 replies",
+        "Reference: writing 51 replies",
+    ]
+    assert sum("scoring" in text for text in said) == 2

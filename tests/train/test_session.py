@@ -1,0 +1,227 @@
+"""Whole runs on a tiny model: what they write, what they refuse, and that a kill leaves no trace in the result."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from likelier.errors import ModelError, RunError, TrainingStopped
+from likelier.logprobs import scorer as scorer_module
+from likelier.models import add_adapter
+from likelier.rundir import RunDir
+from likelier.train import checkpoint, session
+from likelier.train.session import train
+from tests.train.conftest import changed
+
+METHODS = ["lora", "full"]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    name = "adapter_model.safetensors" if (run.model / "adapter_model.safetensors").exists() else "model.safetensors"
+    return load_file(run.model / name)
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_learns_and_leaves_what_rundir_promises(recipe, method):
+    run = train(changed(recipe, train={"method": method}))
+    rows = run.read_metrics("train")
+    outcome = run.read_manifest()["outcome"]
+    assert [row["step"] for row in rows] == list(range(1, outcome["steps"] + 1))
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert outcome["first_loss"] == rows[0]["loss"]
+    assert outcome["first_loss_expected"] == pytest.approx(math.log(2))
+    evaluations = run.read_metrics("eval")
+    assert evaluations[-1]["loss"] < 0.6
+    assert evaluations[-1]["accuracy"] > 0.8
+    assert outcome["best_accuracy"] == max(row["accuracy"] for row in evaluations)
+    assert run.read_manifest()["reference"]["unchanged"] is True
+    assert not run.checkpoints.exists()
+    assert "base_model:" in (run.model / "README.md").read_text()
+    assert not list(run.model.glob("*.bin"))
+
+
+def test_the_best_weights_are_those_saved(recipe):
+    run = train(changed(recipe, train={"learning_rate": 3e-3}))
+    best = min(run.read_metrics("eval"), key=lambda row: (-row["accuracy"], row["loss"]))
+    assert run.read_manifest()["outcome"]["best_step"] == best["step"]
+
+
+def test_early_stopping(recipe):
+    run = train(changed(recipe, train={"patience": 2, "eval_every": 1, "epochs": 30, "learning_rate": 2e-3}))
+    outcome = run.read_manifest()["outcome"]
+    assert outcome["stopped"].startswith("early stop")
+    rows = run.read_metrics("eval")
+    assert len(rows) < 100
+    assert max(row["accuracy"] for row in rows[-2:]) <= max(row["accuracy"] for row in rows[:-2])
+
+
+def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
+    """Pitfall 15."""
+    first = train(recipe)
+    second = train(changed(recipe, objective={"beta": 0.4}, train={"learning_rate": 1e-4, "seed": 3}, out=recipe.out + "-2"))
+    assert first.read_manifest()["reference"]["computed"] > 0
+    assert second.read_manifest()["reference"]["computed"] == 0
+    assert second.read_manifest()["reference"]["reused"] == first.read_manifest()["reference"]["computed"]
+
+
+def test_no_reference_for_simpo(recipe, tmp_path):
+    run = train(changed(recipe, objective={"name": "simpo"}))
+    assert run.read_manifest()["reference"] is None
+    assert not (tmp_path / "cache" / "reference").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_and_resume_gives_the_same_bits(recipe, method, tmp_path):
+    """Pitfall 20: kill −9 in the middle, resume, and compare with the unbroken run, bit for bit."""
+    recipe = changed(recipe, train={"method": method, "epochs": 3})
+    whole = train(changed(recipe, out=str(tmp_path / "whole")))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    run = RunDir(recipe.out)
+    code = (
+        "import torch, sys, time; torch.set_num_threads(1)\n"
+        "from likelier.recipe import load_recipe; from likelier.train.session import train; from likelier.train.progress import Progress\n"
+        "class Slow(Progress):\n    def logged(self, row): time.sleep(0.15)\n"
+        "train(load_recipe(sys.argv[1]), show=Slow())"
+    )
+    for kill_after in (5, 11):
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+        while child.poll() is None and len(run.read_metrics("train")) < kill_after:
+            time.sleep(0.02)
+        assert child.poll() is None, "the run ended before it could be killed"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert not (run.model).exists()
+    train(recipe)
+    assert same_bits(weights(run), weights(whole))
+    same = ("kind", "step", "loss", "margin", "accuracy", "chosen_logp")
+    assert [{k: row[k] for k in same} for row in run.read_metrics()] == [{k: row[k] for k in same} for row in whole.read_metrics()]
+
+
+def interrupted(recipe, monkeypatch, after: int) -> RunDir:
+    """A run that died after so many checkpoints."""
+    count = 0
+    save = checkpoint.save
+
+    def save_and_die(*arguments):
+        nonlocal count
+        save(*arguments)
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    return RunDir(recipe.out)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, monkeypatch):
+    interrupted(recipe, monkeypatch, after=1)
+    with pytest.raises(RunError, match=r"another recipe \(objective.beta\)"):
+        train(changed(recipe, objective={"beta": 0.3}))
+    train(changed(recipe, objective={"beta": 0.3}), fresh=True)
+
+
+def test_changed_data_is_refused_on_resume(recipe, monkeypatch):
+    interrupted(recipe, monkeypatch, after=1)
+    with Path(recipe.data.train[0]).open("a") as file:
+        file.write(json.dumps({"prompt": "One more?", "chosen": "Yes.", "rejected": "No."}) + "\n")
+    with pytest.raises(RunError, match="the data are no longer those"):
+        train(recipe)
+
+
+def test_a_finished_run_and_a_foreign_folder_are_refused(recipe, tmp_path):
+    train(recipe)
+    with pytest.raises(RunError, match="has ended"):
+        train(recipe)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="no run directory"):
+        train(changed(recipe, out=str(tmp_path / "mine")))
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_whole(recipe, monkeypatch):
+    real, calls = checkpoint.save_file, []
+
+    def full_disk(tensors, path):
+        calls.append(path)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(RunError, match=r"could not be written .*No space left"):
+        train(recipe)
+    run = RunDir(recipe.out)
+    assert checkpoint.latest(run.checkpoints) is not None
+    assert not list(run.checkpoints.glob(".*"))
+    monkeypatch.undo()
+    monkeypatch.setenv("LIKELIER_CACHE", str(run.path.parent / "cache"))
+    train(recipe)
+
+
+def test_a_policy_that_is_not_its_reference_is_stopped(recipe, monkeypatch):
+    """The first loss is log 2 or the run stops: here the adapter does not start at zero."""
+
+    def noisy(model, settings, *, seed):
+        adapted = add_adapter(model, settings, seed=seed)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2)
+        return adapted
+
+    monkeypatch.setattr(session, "add_adapter", noisy)
+    with pytest.raises(TrainingStopped, match=r"must be 0\.6931"):
+        train(recipe)
+    assert not RunDir(recipe.out).model.exists()
+
+
+def test_a_moved_reference_is_noticed(recipe, monkeypatch):
+    """The base under the adapter must be at the end what it was at the start."""
+    fit = session.fit
+
+    def tampering_fit(policy, *arguments, **options):
+        result = fit(policy, *arguments, **options)
+        next(p for n, p in policy.model.named_parameters() if "lora_" not in n).data += 1e-3
+        return result
+
+    monkeypatch.setattr(session, "fit", tampering_fit)
+    with pytest.raises(TrainingStopped, match="the reference changed"):
+        train(recipe)
+
+
+def test_non_finite_values_stop_the_run(recipe):
+    with pytest.raises(TrainingStopped, match="pair-"):
+        train(changed(recipe, train={"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full"}))
+
+
+def test_not_enough_memory_is_one_clear_error(recipe, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(scorer_module.Scorer, "token_logps", full)
+    monkeypatch.setattr(session, "choose_engine", lambda *a, **k: scorer_module.Parity("nodes", 0.0))
+    with pytest.raises(ModelError, match="not enough memory"):
+        train(recipe)
+
+
+def test_gradient_checkpointing_changes_nothing(recipe):
+    plain = train(recipe)
+    frugal = train(changed(recipe, train={"gradient_checkpointing": True}, out=recipe.out + "-2"))
+    for a, b in zip(plain.read_metrics("train"), frugal.read_metrics("train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
