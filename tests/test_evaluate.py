@@ -14,7 +14,7 @@ from likelier.data.chat import Encoder
 from likelier.data.load import load_sides
 from likelier.errors import ModelError, RunError
 from likelier.evaluate import Answers, ask, compare, evaluate, make_exam, measure_kl, measure_pairs, measure_probes, side_by_side
-from likelier.generation.sample import Reply
+from likelier.generation.sample import Reply, generate
 from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.plain import plain_token_logps
 from likelier.logprobs.scorer import Scorer
@@ -103,7 +103,7 @@ def value_of(result, name):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, method):
+def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, chat_tokenizer, method):
     run, _, model, held_out = make_run(method=method)
     result = evaluate(run)
     assert result == run.read_eval()
@@ -129,7 +129,7 @@ def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, method):
     assert value_of(result, "rejected_reward") == pytest.approx(float(rewards[1].mean()), abs=1e-4)
     assert value_of(result, "chosen_logp_change") == pytest.approx(float((after[0] - before[0]).mean()), abs=1e-3)
     assert value_of(result, "kl") > 0
-    assert "3 replies of the tuned model" in result["held_out"]["kl"]["note"]
+    assert result["held_out"]["kl"]["note"].endswith("3 replies of the tuned model, sampled at temperature 1, up to 8 tokens")
     rude = [float(margins[i] > 0) for i in range(2, 6)]
     assert result["by_reason"].keys() == {"rude"}
     assert (result["by_reason"]["rude"]["accuracy"]["value"], result["by_reason"]["rude"]["pairs"]) == (sum(rude) / 4, 4)
@@ -139,7 +139,9 @@ def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, method):
     assert [row["id"] for row in shown] == ["January-0", "March-0", "June-0"]
     assert shown[1]["prompt"] == PAIRS[2]["prompt"]
     assert shown[1]["chosen"] == "Your March invoice is in the panel"
-    assert all(row["before"] != row["after"] for row in shown)
+    prompt = Encoder(chat_tokenizer, max_length=100).encode_pair(held_out.pairs[2]).prompt_ids
+    [written] = generate(chat_model, chat_tokenizer, [prompt], end_token_id=2, max_new_tokens=8)
+    assert shown[1]["before"] == written.text != shown[1]["after"]
 
 
 def test_the_report_reads_what_evaluation_wrote(make_run):
@@ -281,6 +283,7 @@ def test_the_policys_samples_are_scored_by_both(make_run, chat_tokenizer):
         before = ask(exam, scorer, sampled=after.sampled)
     assert [sequence.prompt_ids for sequence in after.sampled] == exam.prompts
     assert before.sampled == after.sampled
+    assert all(sequence.response_ids != greedy.ids for sequence, greedy in zip(after.sampled, after.held_out, strict=True))
     wanted = sums(model, after.sampled)
     assert torch.allclose(torch.stack([after.logps[s].sum() for s in after.sampled]).double(), wanted, atol=1e-3)
     with as_reference(model):

@@ -193,7 +193,9 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / ".cache" / "likelier"
 
 
-@pytest.mark.parametrize("flags, wanted", [("flags : sse avx512_bf16", "bf16"), ("flags : amx_bf16 amx_tile", "bf16"), ("flags : avx2", "fp32"), ("", "fp32")])
+@pytest.mark.parametrize(
+    "flags, wanted", [("flags : sse avx512_bf16", "bf16"), ("flags : amx_bf16 amx_tile", "bf16"), ("flags : avx2", "fp32"), ("", "fp32")]
+)
 def test_precision_follows_the_processor(flags, wanted, monkeypatch):
     monkeypatch.setattr(models, "_cpu_flags", lambda: flags)
     assert pick_precision("auto", CPU) == wanted
@@ -384,7 +386,7 @@ def test_a_gguf_file_becomes_a_folder_of_safetensors_once(tied, tmp_path, monkey
 def test_a_gguf_file_with_a_gap_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "tiny.gguf", tiny_model(), tiny_tokenizer(), without="model.layers.0.self_attn.v_proj.weight")
-    with pytest.raises(ModelError, match="weights are missing, among them model.layers.0.self_attn.v_proj.weight"):
+    with pytest.raises(ModelError, match=r"weights are missing, among them model.layers.0.self_attn.v_proj.weight"):
         import_gguf(tmp_path / "tiny.gguf")
     assert not (tmp_path / "cache").exists()
 

@@ -218,5 +218,5 @@ def test_a_hyperparameter_that_the_objective_does_not_have_is_refused_with_a_sug
         RecipeError, match=r"objective.label_smooting: `dpo` does not take it. Did you mean `label_smoothing`\? It takes: beta, label_smoothing"
     ):
         make_objective("dpo", label_smooting=0.1)
-    with pytest.raises(RecipeError, match="objective.target_margin: `dpo` does not take it. It takes: beta, label_smoothing"):
+    with pytest.raises(RecipeError, match=r"objective.target_margin: `dpo` does not take it. It takes: beta, label_smoothing"):
         make_objective("dpo", target_margin=1.0)

@@ -114,12 +114,18 @@ def test_numbers_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({**LEAST, "traim": {}}, "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, objective, adapter, train, eval, out."),
-        (with_setting("train.learning_rat", 1e-4), "r.yaml: `train.learning_rat` is not a setting. Did you mean `learning_rate`? Known here: method,"),
+        (
+            {**LEAST, "traim": {}},
+            "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, objective, adapter, train, eval, out.",
+        ),
+        (
+            with_setting("train.learning_rat", 1e-4),
+            "r.yaml: `train.learning_rat` is not a setting. Did you mean `learning_rate`? Known here: method,",
+        ),
         (with_setting("objective.betta", 0.1), "`objective.betta` is not a setting. Did you mean `beta`?"),
         (with_setting("adapter.xyzzy", 1), "`adapter.xyzzy` is not a setting. Known here: rank, alpha"),
         ({**LEAST, 7: 1}, "`7`"),
-        ({**LEAST, "train": {True: 1}}, "`train.True`"),
+        ({**LEAST, "train": {True: 1}}, "Keys should be strings (given: True)"),
     ],
 )
 def test_unknown_settings_are_named_with_a_suggestion(settings, said):
@@ -163,8 +169,7 @@ def test_wrong_values_are_named_and_quoted(name, value):
 
 
 def test_a_single_file_is_told_to_stand_in_a_list():
-    assert "`data.train`" in refusal({"data": {"train": "pairs.jsonl"}})
-    assert "list" in refusal({"data": {"train": "pairs.jsonl"}})
+    assert refusal({"data": {"train": "pairs.jsonl"}}) == "r.yaml: `data.train`: Input should be a list (given: 'pairs.jsonl')."
     assert "`data.train.1`" in refusal({"data": {"train": ["a", 3]}})
 
 
@@ -203,7 +208,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("out: é".encode("latin-1"))
-    with pytest.raises(RecipeError, match="latin.yaml: the recipe cannot be read"):
+    with pytest.raises(RecipeError, match=r"latin.yaml: the recipe cannot be read"):
         load_recipe(tmp_path / "latin.yaml")
 
 

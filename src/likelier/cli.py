@@ -61,9 +61,9 @@ def train(arguments: Sequence[str]) -> None:
 
             train_and_report(recipe, show=show, fresh=command.fresh)
         else:
-            from likelier.train.session import train as train_only
+            from likelier.train.session import train_recipe
 
-            show.say(f"Model: {train_only(recipe, show=show, fresh=command.fresh).model}")
+            show.say(f"Model: {train_recipe(recipe, show=show, fresh=command.fresh).model}")
 
 
 def eval_(run: str) -> None:

@@ -124,9 +124,7 @@ def import_gguf(path: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        quantised, report = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-        )
+        quantised, report = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True)
         _refuse_gaps(report)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as problem:  # a damaged file makes its readers stumble in any way

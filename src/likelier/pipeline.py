@@ -8,12 +8,12 @@ from likelier.recipe import Recipe, load_recipe
 from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train.progress import Progress
-from likelier.train.session import train
+from likelier.train.session import train_recipe
 
 
 def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False) -> RunDir:
     """Train, ask the model before and after, and write the report."""
-    run = train(recipe, show=show, fresh=fresh)
+    run = train_recipe(recipe, show=show, fresh=fresh)
     evaluate(run, show.say)
     show.say(f"Report: {write_report(run)}")
     return run

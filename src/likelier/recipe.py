@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from likelier.errors import RecipeError, did_you_mean
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -185,5 +185,5 @@ def _explain(fault: Any) -> str:
         for parent in parents:
             section = section.model_fields[parent].annotation
         return f"`{key}` is not a setting.{did_you_mean(str(name), section.model_fields)} Known here: {', '.join(section.model_fields)}."
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     return f"`{key}`: {message} (given: {fault['input']!r})." if fault["loc"] else f"{message}."

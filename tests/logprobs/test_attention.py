@@ -60,6 +60,17 @@ def test_attention_node_by_node_is_softmax_under_the_mask(sequences, window, hea
     assert found[1].equal(found[0])
 
 
+@pytest.mark.parametrize("dtype, budget", [(torch.bfloat16, 0.02), (torch.float16, 2e-3)])
+def test_half_precision_comes_out_as_it_went_in(dtype, budget):
+    tree = build_tree([PromptResponse((1, 2, 3), (4, 5, 6)), PromptResponse((1, 2, 3), (7, 8, 9))])
+    states = torch.randn(3, 1, 2, len(tree), 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = NodeAttention(tree)(*states, scale=None, window=None)
+    query, key, value = states.double()
+    wanted = (query @ key.mT / 2).masked_fill(~dense_mask(tree), -math.inf).softmax(-1) @ value
+    assert found.dtype == dtype
+    assert (found - wanted).abs().max() <= budget
+
+
 def test_layers_with_and_without_a_window_take_turns_on_the_same_masks():
     tree = build_tree([PromptResponse((1, 2, 3, 4, 5), (6, 7)), PromptResponse((1, 2, 3, 4, 5), (8, 9))])
     query, key, value = torch.randn(3, 1, 2, len(tree), 4, dtype=torch.float64)
@@ -236,7 +247,7 @@ def test_the_probe_leaves_bf16_weights_as_they_were(architecture, tiny, sequence
 def test_the_probe_leaves_weights_as_they_were_when_it_fails(tiny, sequences):
     model = tiny("llama").bfloat16()
     before = model.lm_head.weight.clone()
-    with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
         choose_engine(model, [PromptResponse((1,), (10_000, 1))])
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert model.lm_head.weight.equal(before)

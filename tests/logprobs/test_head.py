@@ -56,7 +56,7 @@ def test_values_and_gradients_against_fp64(edges, width, vocabulary, rows, with_
 def test_logits_kept_or_computed_again_give_identical_gradients(rows):
     """Every number of kept chunks, so also those where only the ragged last one would still fit."""
     results = []
-    for kept in range(0, E + 2):
+    for kept in range(E + 2):
         hidden, weight, bias, targets = made()
         token_logps(hidden, weight, targets, bias_V=bias, working_bytes=rows * ROW, kept_bytes=kept * ROW).sum().backward()
         results.append((hidden.grad, weight.grad, bias.grad))

@@ -96,7 +96,7 @@ def test_a_pair_over_the_limit_is_named():
 
 @pytest.mark.parametrize("sides", [((), (1,), (2,)), ((3,), (), (2,)), ((3,), (1,), ())])
 def test_pitfall_17_an_empty_side_is_refused(sides):
-    with pytest.raises(DataError, match="pair odd: .*empty"):
+    with pytest.raises(DataError, match=r"pair odd: .*empty"):
         pad_and_collate_pref([*EXAMPLES, PreferenceExample(*sides, id="odd")], max_seq_len=9, pad_id=0)
 
 
@@ -200,7 +200,7 @@ def test_dpo_loss_is_the_formula():
     loss, metrics = dpo_loss(policy_w, policy_l, ref_w, ref_l, beta=0.3)
     margins = [0.3 * ((w - rw) - (lose - rl)) for w, lose, rw, rl in zip(*(t.tolist() for t in (policy_w, policy_l, ref_w, ref_l)), strict=True)]
     assert margins == pytest.approx([0.45, -0.75, 0.0])
-    assert float(loss) == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 3, rel=1e-12)
+    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 3, rel=1e-12)
     assert float(metrics["margin"]) == pytest.approx(-0.1)
     assert float(metrics["chosen_reward"]) == pytest.approx(0.3 * (0.5 - 1.0 - 1.0) / 3)
     assert float(metrics["rejected_reward"]) == pytest.approx(0.3 * (-1.0 + 1.5 - 1.0) / 3)

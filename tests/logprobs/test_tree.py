@@ -8,7 +8,9 @@ from likelier.logprobs.tree import PromptResponse, Tree, build_tree, common_pref
 some_ids = st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple)  # three tokens only: prefixes meet all the time
 sequence = st.builds(PromptResponse, some_ids, some_ids)
 extended = st.lists(st.builds(lambda s, more: [s, PromptResponse(s.prompt_ids, s.response_ids + more), s], sequence, some_ids), max_size=3)
-batches = st.builds(lambda singles, families: singles + sum(families, []), st.lists(sequence, min_size=1, max_size=9), extended)
+batches = st.builds(
+    lambda singles, families: [*singles, *(s for family in families for s in family)], st.lists(sequence, min_size=1, max_size=9), extended
+)
 
 
 def path_to(tree: Tree, row: int) -> list[int]:

@@ -26,8 +26,7 @@ from likelier.train.order import PairOrder
 from likelier.train.progress import Progress
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-pytest.importorskip("trl", reason="TRL is not installed; `pip install -e .[dev]` brings it")
-trl = pytest.importorskip("trl")
+trl = pytest.importorskip("trl", reason="TRL is not installed; `pip install -e '.[dev]'` brings it")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 from datasets import Dataset  # noqa: E402
@@ -39,7 +38,7 @@ WORDS = "invoice refund reset the my a for is was you please sorry May where ord
 
 
 def made_up_pairs():
-    """24 conversations of very different lengths; each third prompt stands in three pairs."""
+    """24 conversations of very different lengths; a third of the replies is short, and some prompts stand in three pairs."""
     draw = random.Random(3)
 
     def text(longest):
@@ -49,7 +48,8 @@ def made_up_pairs():
     for number in range(24):
         if number % 6 not in (1, 2):
             prompt = (Message("system", text(8)), Message("user", text(30)))
-        pairs.append(Pair(prompt, (Message("assistant", text(25)),), (Message("assistant", text(25)),), id=f"pair-{number}"))
+        longest = 25 if number % 3 else 3
+        pairs.append(Pair(prompt, (Message("assistant", text(longest)),), (Message("assistant", text(longest)),), id=f"pair-{number}"))
     return pairs
 
 
@@ -159,9 +159,9 @@ def test_ten_steps_of_dpo(chat_model, examples, reference, trl_trainer, tmp_path
 
 
 LOSSES = [
-    ("dpo", {"beta": 0.3}, {"loss_type": "sigmoid", "beta": 0.3}),
+    ("dpo", {"beta": 0.1}, {"loss_type": "sigmoid", "beta": 0.1}),
     # TRL 1.16 has no label smoothing in `sigmoid`. Its `aot` has, and sorts over the batch: on one pair it is conservative DPO.
-    ("dpo", {"beta": 0.3, "label_smoothing": 0.2}, {"loss_type": "aot", "beta": 0.3, "label_smoothing": 0.2}),
+    ("dpo", {"beta": 0.1, "label_smoothing": 0.2}, {"loss_type": "aot", "beta": 0.1, "label_smoothing": 0.2}),
     ("ipo", {"beta": 0.3, "per_token": True}, {"loss_type": "ipo", "beta": 0.3}),
     ("length-normalised-dpo", {"beta": 2.0}, {"loss_type": "sigmoid_norm", "beta": 2.0}),
 ]

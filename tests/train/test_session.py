@@ -18,7 +18,7 @@ from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
 from likelier.rundir import RunDir
 from likelier.train import checkpoint, session
-from likelier.train.session import train
+from likelier.train.session import train_recipe
 from tests.train.conftest import changed
 
 METHODS = ["lora", "full"]
@@ -35,7 +35,7 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_learns_and_leaves_what_rundir_promises(recipe, method):
-    run = train(changed(recipe, train={"method": method}))
+    run = train_recipe(changed(recipe, train={"method": method}))
     rows = run.read_metrics("train")
     outcome = run.read_manifest()["outcome"]
     assert [row["step"] for row in rows] == list(range(1, outcome["steps"] + 1))
@@ -53,13 +53,13 @@ def test_a_run_learns_and_leaves_what_rundir_promises(recipe, method):
 
 
 def test_the_best_weights_are_those_saved(recipe):
-    run = train(changed(recipe, train={"learning_rate": 3e-3}))
+    run = train_recipe(changed(recipe, train={"learning_rate": 3e-3}))
     best = min(run.read_metrics("eval"), key=lambda row: (-row["accuracy"], row["loss"]))
     assert run.read_manifest()["outcome"]["best_step"] == best["step"]
 
 
 def test_early_stopping(recipe):
-    run = train(changed(recipe, train={"patience": 2, "eval_every": 1, "epochs": 30, "learning_rate": 2e-3}))
+    run = train_recipe(changed(recipe, train={"patience": 2, "eval_every": 1, "epochs": 30, "learning_rate": 2e-3}))
     outcome = run.read_manifest()["outcome"]
     assert outcome["stopped"].startswith("early stop")
     rows = run.read_metrics("eval")
@@ -69,15 +69,15 @@ def test_early_stopping(recipe):
 
 def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
     """Pitfall 15."""
-    first = train(recipe)
-    second = train(changed(recipe, objective={"beta": 0.4}, train={"learning_rate": 1e-4, "seed": 3}, out=recipe.out + "-2"))
+    first = train_recipe(recipe)
+    second = train_recipe(changed(recipe, objective={"beta": 0.4}, train={"learning_rate": 1e-4, "seed": 3}, out=recipe.out + "-2"))
     assert first.read_manifest()["reference"]["computed"] > 0
     assert second.read_manifest()["reference"]["computed"] == 0
     assert second.read_manifest()["reference"]["reused"] == first.read_manifest()["reference"]["computed"]
 
 
 def test_no_reference_for_simpo(recipe, tmp_path):
-    run = train(changed(recipe, objective={"name": "simpo"}))
+    run = train_recipe(changed(recipe, objective={"name": "simpo"}))
     assert run.read_manifest()["reference"] is None
     assert not (tmp_path / "cache" / "reference").exists()
 
@@ -86,15 +86,15 @@ def test_no_reference_for_simpo(recipe, tmp_path):
 def test_kill_and_resume_gives_the_same_bits(recipe, method, tmp_path):
     """Pitfall 20: kill −9 in the middle, resume, and compare with the unbroken run, bit for bit."""
     recipe = changed(recipe, train={"method": method, "epochs": 3})
-    whole = train(changed(recipe, out=str(tmp_path / "whole")))
+    whole = train_recipe(changed(recipe, out=str(tmp_path / "whole")))
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     run = RunDir(recipe.out)
     code = (
         "import torch, sys, time; torch.set_num_threads(1)\n"
-        "from likelier.recipe import load_recipe; from likelier.train.session import train; from likelier.train.progress import Progress\n"
+        "from likelier.recipe import load_recipe; from likelier.train.session import train_recipe; from likelier.train.progress import Progress\n"
         "class Slow(Progress):\n    def logged(self, row): time.sleep(0.15)\n"
-        "train(load_recipe(sys.argv[1]), show=Slow())"
+        "train_recipe(load_recipe(sys.argv[1]), show=Slow())"
     )
     for kill_after in (5, 11):
         child = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
@@ -104,7 +104,7 @@ def test_kill_and_resume_gives_the_same_bits(recipe, method, tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert not (run.model).exists()
-    train(recipe)
+    train_recipe(recipe)
     assert same_bits(weights(run), weights(whole))
     same = ("kind", "step", "loss", "margin", "accuracy", "chosen_logp")
     assert [{k: row[k] for k in same} for row in run.read_metrics()] == [{k: row[k] for k in same} for row in whole.read_metrics()]
@@ -125,15 +125,15 @@ def interrupted(recipe, monkeypatch, after: int) -> RunDir:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe)
+            train_recipe(recipe)
     return RunDir(recipe.out)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe, monkeypatch):
     interrupted(recipe, monkeypatch, after=1)
     with pytest.raises(RunError, match=r"another recipe \(objective.beta\)"):
-        train(changed(recipe, objective={"beta": 0.3}))
-    train(changed(recipe, objective={"beta": 0.3}), fresh=True)
+        train_recipe(changed(recipe, objective={"beta": 0.3}))
+    train_recipe(changed(recipe, objective={"beta": 0.3}), fresh=True)
 
 
 def test_changed_data_is_refused_on_resume(recipe, monkeypatch):
@@ -141,17 +141,17 @@ def test_changed_data_is_refused_on_resume(recipe, monkeypatch):
     with Path(recipe.data.train[0]).open("a") as file:
         file.write(json.dumps({"prompt": "One more?", "chosen": "Yes.", "rejected": "No."}) + "\n")
     with pytest.raises(RunError, match="the data are no longer those"):
-        train(recipe)
+        train_recipe(recipe)
 
 
 def test_a_finished_run_and_a_foreign_folder_are_refused(recipe, tmp_path):
-    train(recipe)
+    train_recipe(recipe)
     with pytest.raises(RunError, match="has ended"):
-        train(recipe)
+        train_recipe(recipe)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match="no run directory"):
-        train(changed(recipe, out=str(tmp_path / "mine")))
+        train_recipe(changed(recipe, out=str(tmp_path / "mine")))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
 
 
@@ -166,13 +166,13 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(recipe, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(RunError, match=r"could not be written .*No space left"):
-        train(recipe)
+        train_recipe(recipe)
     run = RunDir(recipe.out)
     assert checkpoint.latest(run.checkpoints) is not None
     assert not list(run.checkpoints.glob(".*"))
     monkeypatch.undo()
     monkeypatch.setenv("LIKELIER_CACHE", str(run.path.parent / "cache"))
-    train(recipe)
+    train_recipe(recipe)
 
 
 def test_a_policy_that_is_not_its_reference_is_stopped(recipe, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_policy_that_is_not_its_reference_is_stopped(recipe, monkeypatch):
 
     monkeypatch.setattr(session, "add_adapter", noisy)
     with pytest.raises(TrainingStopped, match=r"must be 0\.6931"):
-        train(recipe)
+        train_recipe(recipe)
     assert not RunDir(recipe.out).model.exists()
 
 
@@ -202,12 +202,12 @@ def test_a_moved_reference_is_noticed(recipe, monkeypatch):
 
     monkeypatch.setattr(session, "fit", tampering_fit)
     with pytest.raises(TrainingStopped, match="the reference changed"):
-        train(recipe)
+        train_recipe(recipe)
 
 
 def test_non_finite_values_stop_the_run(recipe):
     with pytest.raises(TrainingStopped, match="pair-"):
-        train(changed(recipe, train={"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full"}))
+        train_recipe(changed(recipe, train={"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full"}))
 
 
 def test_not_enough_memory_is_one_clear_error(recipe, monkeypatch):
@@ -217,11 +217,11 @@ def test_not_enough_memory_is_one_clear_error(recipe, monkeypatch):
     monkeypatch.setattr(scorer_module.Scorer, "token_logps", full)
     monkeypatch.setattr(session, "choose_engine", lambda *a, **k: scorer_module.Parity("nodes", 0.0))
     with pytest.raises(ModelError, match="not enough memory"):
-        train(recipe)
+        train_recipe(recipe)
 
 
 def test_gradient_checkpointing_changes_nothing(recipe):
-    plain = train(recipe)
-    frugal = train(changed(recipe, train={"gradient_checkpointing": True}, out=recipe.out + "-2"))
+    plain = train_recipe(recipe)
+    frugal = train_recipe(changed(recipe, train={"gradient_checkpointing": True}, out=recipe.out + "-2"))
     for a, b in zip(plain.read_metrics("train"), frugal.read_metrics("train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)

@@ -1,8 +1,8 @@
 """A training run from recipe to model folder: everything around the loop.
 
-prepare   read, split, encode · load · choose the engine        (touches no disk but caches)
-open      the run directory: fresh, or resumed if it is the same recipe's
-train     fill the reference store · fit · keep the best · save · write down what happened
+    prepare     read, split, encode · load · choose the engine        (touches no disk but caches)
+    open_run    the run directory: fresh, or resumed if it is the same recipe's
+    then        fill the reference store · fit · keep the best · save · write down what happened
 """
 
 import platform
@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights)
 
 
-def train(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
+def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
     """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first."""
     show = show or Progress()
     run = RunDir(recipe.out)

@@ -1,0 +1,158 @@
+"""The command line: help at once, errors as one paragraph with exit code 2, nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from likelier.cli import COMMANDS, main
+from tests.train.conftest import model_folder, pair_rows  # noqa: F401  (a fixture)
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture
+def recipe_file(model_folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair_rows()))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"model: {{name: {model_folder}}}\ndata: {{train: [pairs.jsonl], eval_fraction: 0.25}}\n"
+        "train: {precision: fp32, pairs_per_step: 8, eval_every: 0}\neval: {max_new_tokens: 4, samples: 2}\nout: run\n"
+    )
+    return path
+
+
+def test_help_lists_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["split", "--help"], ["train", "--help"]])
+def test_help_imports_no_torch(arguments):
+    code = (
+        "import sys\nfrom likelier.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
+
+
+def test_train_evaluate_report(capsys, recipe_file, tmp_path):
+    code, _, err = run(capsys, "train", str(recipe_file), "--objective.beta", "0.3", "--train.epochs", "2")
+    assert code == 0, err
+    assert "beta: 0.3" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["pairs"] > 0
+    assert run(capsys, "eval", "run")[0] == 0
+    assert run(capsys, "report", "run")[0] == 0
+
+
+def faulty(tmp_path, **changes) -> None:
+    rows = pair_rows()
+    rows[16] = {**rows[16], **changes}
+    text = [json.dumps({k: v for k, v in row.items() if v is not None}) for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(text) + "\n")
+
+
+DATA_FAULTS = [
+    ({"rejected": None}, ["pairs.jsonl", "17", "rejected"]),
+    ({"chosen": "  "}, ["pairs.jsonl", "17", "chosen", "empty"]),
+    ({"chosen": "Same.", "rejected": "Same."}, ["pairs.jsonl", "17", "identical"]),
+]
+
+
+@pytest.mark.parametrize("changes, words", DATA_FAULTS)
+def test_faulty_rows_are_named(capsys, recipe_file, tmp_path, changes, words):
+    faulty(tmp_path, **changes)
+    code, _, err = run(capsys, "train", str(recipe_file))
+    assert code == 2
+    assert all(word in err for word in words), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_json_on_line_17(capsys, recipe_file, tmp_path):
+    lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
+    lines[16] = lines[16][:-3]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    code, _, err = run(capsys, "train", str(recipe_file))
+    assert code == 2
+    assert "pairs.jsonl" in err
+    assert "17" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files(capsys, recipe_file, tmp_path):
+    code, _, err = run(capsys, "train", "no-such.yaml")
+    assert (code, "no-such.yaml" in err) == (2, True)
+    (tmp_path / "pairs.jsonl").rename(tmp_path / "pears.jsonl")
+    code, _, err = run(capsys, "train", str(recipe_file))
+    assert code == 2
+    assert "pears.jsonl" in err, "a near miss is suggested"
+
+
+def test_unknown_settings_are_refused_with_a_suggestion(capsys, recipe_file):
+    recipe_file.write_text(recipe_file.read_text().replace("pairs_per_step", "pairs_per_stp"))
+    code, _, err = run(capsys, "train", str(recipe_file))
+    assert code == 2
+    assert "train.pairs_per_stp" in err
+    assert "Did you mean `pairs_per_step`?" in err
+
+
+def test_unknown_option_exits_2_with_a_suggestion(capsys, recipe_file):
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(recipe_file), "--train.learning-rat", "1"])
+    assert left.value.code == 2
+    assert "--train.learning-rate" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_refused_with_a_suggestion(capsys):
+    code, _, err = run(capsys, "trian")
+    assert code == 2
+    assert "Did you mean `train`?" in err
+
+
+def test_a_model_without_template(capsys, recipe_file, tmp_path, model_folder):  # noqa: F811
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare)
+    (bare / "chat_template.jinja").unlink()
+    code, _, err = run(capsys, "train", str(recipe_file), "--model.name", str(bare))
+    assert code == 2
+    assert "template" in err
+    assert "model.chat_template" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_objective_settings_that_it_does_not_take(capsys, recipe_file):
+    code, _, err = run(capsys, "train", str(recipe_file), "--objective.target-margin", "1")
+    assert code == 2
+    assert "target_margin" in err
+
+
+def test_debug_shows_the_traceback(recipe_file):
+    from likelier.errors import LikelierError
+
+    with pytest.raises(LikelierError):
+        main(["train", "no-such.yaml", "--debug"])
+
+
+def test_convert_and_split(capsys, recipe_file, tmp_path):
+    code, out, _ = run(capsys, "convert", "pairs.jsonl", "pairs.parquet")
+    assert code == 0
+    assert "36 pairs" in out
+    code, out, _ = run(capsys, "split", "pairs.parquet", "--eval", "0.25")
+    assert code == 0
+    sides = [[json.loads(line) for line in (tmp_path / f"pairs.{side}.jsonl").read_text().splitlines()] for side in ("train", "eval")]
+    assert sum(map(len, sides)) == 36
+    prompts = [{json.dumps(row["prompt"]) for row in side} for side in sides]
+    assert not prompts[0] & prompts[1]
