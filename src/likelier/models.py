@@ -156,9 +156,13 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers has since changed
-                return get_peft_model(model, config)
+                adapted = get_peft_model(model, config)
         except ValueError as problem:
             raise ModelError(f"adapter.targets: {problem}") from problem
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):  # autocast decides; a copy of every input in fp32 would only cost memory
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 
 STEPS, PAIRS_PER_STEP, RATE = 10, 4, 1e-3
-WORDS = "invoice refund reset the my a for is was you please sorry May where order late Harbor ticket desk café 42 ok".split()
+VOCABULARY = "invoice refund reset the my a for is was you please sorry May where order late Harbor ticket desk café 42 ok"
 
 
 def made_up_pairs():
@@ -42,7 +42,7 @@ def made_up_pairs():
     draw = random.Random(3)
 
     def text(longest):
-        return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+        return " ".join(draw.choices(VOCABULARY.split(), k=draw.randint(1, longest)))
 
     pairs = []
     for number in range(24):
@@ -66,15 +66,10 @@ def rows_of(examples):
 
 
 class PreparedDPOTrainer(DPOTrainer):
-    """Takes token ids as they are, and remembers the loss of each step at full precision."""
+    """Takes token ids as they are."""
 
     def _prepare_dataset(self, dataset, *others):
         return dataset
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.step_losses = [*getattr(self, "step_losses", []), loss.item()]
-        return loss
 
 
 @pytest.fixture
@@ -143,9 +138,10 @@ def test_ten_steps_of_dpo(chat_model, examples, reference, trl_trainer, tmp_path
         learning_rate=RATE,
         lr_scheduler_type=schedule,
         max_grad_norm=settings.max_grad_norm,
+        logging_steps=1,
     )
     trainer.train()
-    theirs = trainer.step_losses
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(theirs) == STEPS
     assert max(theirs) - min(theirs) > 0.1
 
@@ -190,7 +186,15 @@ def test_simpo(examples, moved, chat_tokenizer, tmp_path, furthest):
     """TRL's `simpo_gamma` is γ itself, as `target_margin` is: its loss divides it by β and multiplies it back."""
     batch = short(examples)
     args = CPOConfig(
-        str(tmp_path), loss_type="simpo", beta=2.5, simpo_gamma=0.7, cpo_alpha=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none"
+        str(tmp_path),
+        loss_type="simpo",
+        beta=2.5,
+        simpo_gamma=0.7,
+        cpo_alpha=0.0,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
     )
     text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     trainer = CPOTrainer(copy.deepcopy(moved), args, train_dataset=text, processing_class=chat_tokenizer)

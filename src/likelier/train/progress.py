@@ -4,7 +4,7 @@ from collections import deque
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 
@@ -25,10 +25,8 @@ class Bars(Progress):
         self.console = console or Console()
         self._bars = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
@@ -48,14 +46,14 @@ class Bars(Progress):
         self._show("training", step, steps)
 
     def logged(self, row: dict[str, Any]) -> None:
-        numbers = f"loss {row['loss']:.3f}  margin {row['margin']:+.2f}  accuracy {row['accuracy']:.0%}"
+        numbers = f"loss {row['loss']:.3f} margin {row['margin']:+.2f} acc {row['accuracy']:.0%}"
         if row["kind"] == "eval":
             self.say(f"  step {row['step']}: held-out {numbers}")
             return
         self._recent.append((row["tokens"], row["seconds"]))
         tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
         if self._task is not None:
-            self._bars.update(self._task, completed=row["step"], note=f"{numbers}  {tokens / seconds:,.0f} tokens/s")
+            self._bars.update(self._task, completed=row["step"], note=f"{numbers} {tokens / seconds:,.0f} tok/s")
 
     def close(self) -> None:
         self._bars.stop()

@@ -1,8 +1,8 @@
 """A training run from recipe to model folder: everything around the loop.
 
-    prepare     read, split, encode · load · choose the engine        (touches no disk but caches)
-    open_run    the run directory: fresh, or resumed if it is the same recipe's
-    then        fill the reference store · fit · keep the best · save · write down what happened
+prepare     read, split, encode · load · choose the engine        (touches no disk but caches)
+open_run    the run directory: fresh, or resumed if it is the same recipe's
+then        fill the reference store · fit · keep the best · save · write down what happened
 """
 
 import platform

@@ -1,0 +1,82 @@
+"""The shipped data keep what docs/data.md says of them."""
+
+import json
+from collections import Counter
+from importlib import resources
+from statistics import mean
+
+import pytest
+
+from likelier.data.formats import read_all
+from likelier.data.split import prompt_key
+from likelier.metrics import has_apology
+
+DISCLAIMER = "This reply is not a final decision; the billing team reviews every dispute within 5 business days."
+
+
+@pytest.fixture(scope="module")
+def support():
+    return read_all(["embedded:support"])
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return read_all(["embedded:facts"])
+
+
+def rows(name: str) -> list[dict]:
+    text = (resources.files("likelier") / "assets" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def shingles(text: str) -> set[str]:
+    text = " ".join(text.lower().split())
+    return {text[i : i + 5] for i in range(len(text) - 4)}
+
+
+def test_support_is_what_it_should_be(support):
+    assert len(support) >= 260
+    assert len({pair.group for pair in support}) >= 12
+    faults = Counter(pair.reason for pair in support)
+    assert len(faults) == 7
+    assert max(faults.values()) <= 1.5 * min(faults.values())
+    assert sum(pair.source == "model" for pair in support) >= 80
+    assert sum(len([m for m in pair.prompt if m.role != "system"]) > 1 for pair in support) >= 30
+    assert sum(pair.prompt[0].role == "system" for pair in support) >= 100
+
+
+def test_disclaimers_stand_where_they_must(support):
+    for pair in support:
+        disputed = pair.group == "billing_dispute"
+        assert pair.chosen[0].content.endswith(DISCLAIMER) == disputed, pair.id
+        if pair.reason == "missing_disclaimer":
+            assert DISCLAIMER not in pair.rejected[0].content, pair.id
+
+
+def test_chosen_replies_hardly_apologise(support):
+    assert mean(has_apology(pair.chosen[0].content) for pair in support) < 0.03
+    assert mean(has_apology(pair.rejected[0].content) for pair in support) > 0.2
+
+
+def test_the_two_sides_of_facts_are_equally_long(facts):
+    assert len(facts) >= 140
+    differences = [len(pair.chosen[0].content) - len(pair.rejected[0].content) for pair in facts]
+    assert abs(mean(differences)) < 0.2
+    assert abs(sum(d > 0 for d in differences) - sum(d < 0 for d in differences)) < 10
+
+
+def test_questions_are_balanced():
+    questions = rows("qa.jsonl")
+    assert len(questions) >= 80
+    assert all(len(set(question["choices"])) == 4 for question in questions)
+    assert set(Counter(question["answer"] for question in questions)) == {0, 1, 2, 3}
+
+
+def test_no_probe_is_a_near_duplicate_of_a_training_prompt(support, facts):
+    trained = {prompt_key(pair.prompt): shingles(pair.prompt[-1].content) for pair in [*support, *facts]}.values()
+    neutral = [row["prompt"][-1]["content"] for row in rows("neutral.jsonl")]
+    assert len(neutral) >= 40
+    for text in [*neutral, *(question["question"] for question in rows("qa.jsonl"))]:
+        own = shingles(text)
+        closest = max(len(own & other) / len(own | other) for other in trained)
+        assert closest < 0.6, text
