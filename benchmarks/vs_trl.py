@@ -3,6 +3,7 @@
     python benchmarks/vs_trl.py [DATA] [--pairs 48] [--steps N] [--opponent default|best|both] [--json FILE]
 
 Both train all weights of the same model by DPO: fp32 weights, bf16 arithmetic, 8 pairs a step, the same token ids, order, AdamW and clipping.
+In bf16 their losses agree within its noise, with `--precision fp32` to about 1e-5: they do the same work.
 TRL runs its own `train()`; after each of its steps Likelier makes the same one, so that whatever else the machine does falls on both alike.
 
     default   TRL as it comes: gradient checkpointing, the reference model in memory. Likelier's reference pass counts as part of its step.
@@ -15,6 +16,7 @@ of the heaviest step.
 import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages: faster for both
+os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 import argparse
 import copy
@@ -28,7 +30,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -73,15 +76,12 @@ class Turn:
 
 @dataclass
 class Match:
-    """Likelier against one opponent; `turns[0]` of each is the warm-up."""
+    """Likelier against one opponent; the first turn of each is the warm-up."""
 
     opponent: str
     trl: list[Turn] = field(default_factory=list)
     likelier: list[Turn] = field(default_factory=list)
     trl_precompute_seconds: float = 0.0
-
-
-# Likelier's side
 
 
 def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *, alone: bool) -> Iterator[Turn]:
@@ -94,8 +94,8 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
     shortest = sorted((example for step in steps for example in step), key=len)[:3]
     parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=pad_id)
     print(f"Likelier's engine: {parity.engine} ({parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
-    policy = Scorer(loaded.model, engine=parity.engine, precision="bf16", pad_id=pad_id)
-    reference = policy if alone else Scorer(copy.deepcopy(loaded.model), engine=parity.engine, precision="bf16", pad_id=pad_id)
+    policy = Scorer(loaded.model, engine=parity.engine, precision=settings.precision, pad_id=pad_id)
+    reference = policy if alone else Scorer(copy.deepcopy(loaded.model), engine=parity.engine, precision=settings.precision, pad_id=pad_id)
     parameters = list(trainable(loaded.model).values())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     objective = make_objective("dpo", beta=0.1)
@@ -105,11 +105,11 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
         if alone:
             fill(store, policy, sequences_of([pair for step in steps for pair in step]), tokens_per_batch=settings.tokens_per_batch)
         for number, pairs in enumerate(steps):
-            with flop_counter(number == 0 and not alone) as reference_flops:
+            with counting_flops(number == 0 and not alone) as reference_flops:
                 started = clock()
                 fill(store, reference, sequences_of(pairs), tokens_per_batch=settings.tokens_per_batch)
                 scored = clock()
-            with flop_counter(number == 0 and not alone) as flops:
+            with counting_flops(number == 0 and not alone) as flops:
                 stepping = clock()
                 tally = Tally(objective)
                 for batch in cut_pairs(pairs, settings.tokens_per_batch):
@@ -125,13 +125,10 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
             yield Turn(loss, done - stepping, scored - started, flops(), reference_flops())
 
 
-# TRL's side
-
-
 def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str, after_step: Callable[[Turn], None] | None) -> float:
     """TRL's own `train()`, one step for each of `steps`. Returns the seconds that it computed reference log-probabilities beforehand."""
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -152,13 +149,13 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            self.counter = flop_counter(state.global_step == 0 and after_step is not None)
-            self.flops = self.counter.__enter__()
+            self.step = ExitStack()
+            self.flops = self.step.enter_context(counting_flops(state.global_step == 0 and after_step is not None))
             self.started = clock()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             self.seconds = clock() - self.started
-            self.counter.__exit__(None, None, None)
+            self.step.close()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **others: Any) -> None:
             if "loss" in logs and after_step is not None:
@@ -171,6 +168,7 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
         config = DPOConfig(
             folder,
             use_cpu=not torch.cuda.is_available(),
+            bf16=settings.precision == "bf16",
             per_device_train_batch_size=PAIRS_PER_STEP,
             max_steps=len(steps),
             max_length=max(len(pair) for step in steps for pair in step),
@@ -186,11 +184,9 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
             **OPPONENTS[opponent],
         )
         trainer = PreparedTrainer(loaded.path, args=config, train_dataset=data, processing_class=loaded.tokenizer, callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer.precompute_seconds
-
-
-# In turn
 
 
 def play(loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str) -> Match:
@@ -237,18 +233,12 @@ def sum_up(match: Match) -> dict[str, Any]:
         "largest_difference_of_losses": max(abs(a.loss - b.loss) for a, b in zip(match.trl, match.likelier, strict=True)),
         "steps": {"trl": [asdict(turn) for turn in match.trl], "likelier": [asdict(turn) for turn in match.likelier]},
     }
-    flops, included = figures["flops_per_pair"], " (its reference pass included)" if match.opponent == "default" else ""
+    included = " (its reference pass included)" if match.opponent == "default" else ""
     print(f"\nLikelier{included} trains {figures['median_speed_up']:.1f} times as many pairs a second: median of {len(own)} steps.")
     print(f"All steps and both tools' reference passes together: {figures['total_speed_up_with_both_references']:.1f} times.")
     print(f"Largest difference of losses: {figures['largest_difference_of_losses']:.4f}")
-    print(
-        f"GFLOP a pair, counted: TRL {flops['trl'] / 1e9:,.0f}, Likelier {flops['likelier'] / 1e9:,.0f} + {flops['likelier_reference'] / 1e9:,.0f} "
-        f"for the reference"
-    )
+    print("GFLOP a pair, counted: " + ", ".join(f"{name} {flops / 1e9:,.0f}" for name, flops in figures["flops_per_pair"].items()))
     return figures
-
-
-# Memory
 
 
 def peak_bytes() -> int:
@@ -278,32 +268,19 @@ def measure_memory(tool: str) -> int:
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 
-# The whole
-
-
-def flop_counter(on: bool) -> Any:
-    """A context that counts matmuls and attention if `on`; calling what it gives returns the count."""
-    return _FlopCounter() if on else _NoCounter()
-
-
-class _FlopCounter(FlopCounterMode):
-    def __init__(self) -> None:
-        aten: Any = torch.ops.aten
-        on_cpu = {
-            aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop.__wrapped__,
-        }
-        super().__init__(display=False, custom_mapping=on_cpu)
-
-    def __call__(self) -> int:
-        return int(self.get_total_flops())
-
-
-class _NoCounter:
-    def __enter__(self) -> Callable[[], int]:
-        return lambda: 0
-
-    def __exit__(self, *problem: object) -> None: ...
+@contextmanager
+def counting_flops(on: bool) -> Iterator[Callable[[], int]]:
+    """If `on`, counts matmuls and attention within; what it gives returns the count."""
+    if not on:
+        yield lambda: 0
+        return
+    aten: Any = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop.__wrapped__,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        yield lambda: int(counter.get_total_flops())
 
 
 def clock() -> float:
@@ -339,18 +316,19 @@ def describe(steps: Steps) -> dict[str, float]:
     return {"padded_tokens": padded / pairs, "tokens": plain / pairs, "unique_tokens": unique / pairs}
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="embedded:support", metavar="DATA", help="preference pairs, in any shape that Likelier reads")
     parser.add_argument("--pairs", type=int, default=48, help="pairs that are timed (default 48)")
     parser.add_argument("--steps", type=int, help="steps that are timed (default: each pair once)")
     parser.add_argument("--model", default="embedded", help="as in a recipe's model.name")
     parser.add_argument("--opponent", choices=[*OPPONENTS, "both"], default="both")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--tokens-per-batch", type=int, default=TrainSettings().tokens_per_batch, help="Likelier's, as in a recipe")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--memory-of", choices=["likelier", *(f"trl-{name}" for name in OPPONENTS)], help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args()
     if arguments.pairs < PAIRS_PER_STEP:
         parser.error(f"--pairs must be at least {PAIRS_PER_STEP}, one step.")
     return arguments
@@ -363,7 +341,7 @@ def main() -> None:
     # Before this process grows: a child's peak is never below what its parent held when it started it.
     memory = {} if arguments.memory_of else {tool: measure_memory(tool) for tool in tools}
 
-    settings = TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision="bf16")
+    settings = TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision=arguments.precision)
     loaded = load_model(ModelSettings(name=arguments.model), dtype=torch.float32)
     steps = read_steps(arguments, loaded, settings)
     if arguments.memory_of:

@@ -252,7 +252,8 @@ def test_the_fingerprint_is_the_same_under_an_adapter(tied):
 
 def test_a_fresh_adapter_changes_nothing_and_alone_is_trainable():
     model = add_adapter(tiny_model().bfloat16(), AdapterSettings(rank=4), seed=0)
-    assert logits(model).equal(logits(tiny_model().bfloat16()))
+    with torch.autocast("cpu", torch.bfloat16):  # under which adapters in fp32 meet a base in bf16
+        assert logits(model).equal(logits(tiny_model().bfloat16()))
     names = trainable(model)
     assert all("lora_" in name for name in names)
     assert {p.dtype for p in names.values()} == {torch.float32}

@@ -72,8 +72,6 @@ class AdapterSettings(Section):
     """Rank r of the update BA."""
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's input while training. Policy scores in a run are taken without it (see `train`), so 0 is the honest choice."""
     targets: str = "all-linear"
     """Layers to adapt: `all-linear` or a comma-separated list of module names."""
 
@@ -126,6 +124,10 @@ class EvalSettings(Section):
     """Held-out prompts whose replies before and after are shown side by side."""
 
 
+NOT_SHAPING: Any = {"out": True, "eval": True, "train": {"tokens_per_batch", "gradient_checkpointing"}}
+"""Settings under which a run may go on although they have changed."""
+
+
 class Recipe(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -143,8 +145,8 @@ class Recipe(Section):
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all settings that shape the training; `out` and `eval` do not."""
-        shaping = self.model_dump(mode="json", exclude={"out", "eval"})
+        """SHA-256 (hex) of all settings that shape the result. Where it goes, how it is evaluated and how much fits into memory do not."""
+        shaping = self.model_dump(mode="json", exclude=NOT_SHAPING)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

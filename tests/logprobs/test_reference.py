@@ -275,12 +275,13 @@ def test_the_digest_sees_any_moved_value_and_not_the_order(tmp_path):
     assert store.digest(sequence(n) for n in numbers) != whole
 
 
-def test_gradients_and_devices_stay_outside(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_becomes_of_the_tensor_afterwards_does_not_matter(dtype, tmp_path):
     store = ReferenceStore(tmp_path, "ref")
-    values = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    values = torch.tensor([-1.0, -2.0], dtype=dtype, requires_grad=True)
     store.add(PromptResponse((1,), (2, 3)), values)
     with torch.no_grad():
-        values += 1  # what was added does not follow
+        values += 1
     found = store[PromptResponse((1,), (2, 3))]
     assert found.tolist() == [-1.0, -2.0]
     assert found.dtype == torch.float32

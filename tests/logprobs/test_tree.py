@@ -185,6 +185,11 @@ def test_a_prefix_that_all_share_counts_in_every_batch():
     assert len(batches) == 6
 
 
+def test_a_unit_that_adds_no_token_joins_the_batch_that_has_its_tokens():
+    units = [lone_pair(n, 30) for n in (100, 101, 102, 100, 100)]
+    assert sorted(map(sorted, cut_into_batches(units, 20))) == [[0, 3, 4], [1], [2]]
+
+
 def test_units_that_begin_alike_meet():
     units = [lone_pair(n % 5, 10) for n in range(40)]
     assert all(len({units[i][0].prompt_ids for i in batch}) == 1 for batch in cut_into_batches(units, 12))

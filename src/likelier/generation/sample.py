@@ -53,7 +53,8 @@ def generate(
     """One reply to each prompt, in their order: the likeliest token at each place (temperature 0), or draws from softmax(logits / temperature).
 
     `model` is a transformers causal LM, with or without PEFT adapter; the adapter counts unless it is off (`models.as_reference`). A reply stops
-    at `end_token_id` or after `max_new_tokens`. `precision` "bf16" turns on autocast, as in scoring; the weights keep their type.
+    at `end_token_id` or after `max_new_tokens`. `precision` "bf16" turns on autocast, as in scoring, which
+    an fp32 adapter on bf16 weights needs; the weights keep their type.
     `on_progress(done, total)` counts replies. Raises ModelError where a prompt leaves no room, or does not fit into memory even alone.
     """
     if temperature < 0:

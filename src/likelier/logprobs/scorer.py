@@ -122,7 +122,7 @@ def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_
         for engine in candidates:
             try:
                 values = torch.cat(Scorer(model, engine=engine, precision="fp32").token_logps(sequences))
-            except (LikelierError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as problem:
+            except (LikelierError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as problem:
                 passed_over.append(f"{engine}: {problem}")
                 continue
             difference = float((values - truth).abs().max())

@@ -20,6 +20,7 @@ import torch
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped
+from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import TOLERANCE, Parity, Scorer, choose_engine
@@ -36,14 +37,12 @@ from likelier.models import (
     trainable,
 )
 from likelier.objectives import Objective, make_objective
-from likelier.recipe import Recipe, load_recipe
+from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
 from likelier.rundir import RunDir, write_atomic, write_json
 from likelier.train import checkpoint
 from likelier.train.card import model_card
 from likelier.train.loop import fit
 from likelier.train.progress import Progress
-
-PROBE_PAIRS = 3
 
 
 @dataclass
@@ -69,6 +68,7 @@ class Prepared:
             "device": self.policy.device.type,
             "engine": self.policy.engine,
             "torch": torch.__version__,
+            "transformers": version("transformers"),
         }
 
 
@@ -89,12 +89,17 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
     if settings.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    shortest = sorted(train.examples, key=len)[:PROBE_PAIRS]
-    parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=encoder.end_token_id)
+    parity = choose_engine(loaded.model, sequences_of(probe_pairs(train.examples)), pad_id=encoder.end_token_id)
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
     policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
     return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights)
+
+
+def probe_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+    """What the parity probe looks at: two short pairs, and the longest, which alone may reach beyond a sliding window."""
+    by_length = sorted(examples, key=len)
+    return list(dict.fromkeys([*by_length[:2], by_length[-1]]))
 
 
 def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
@@ -227,13 +232,8 @@ def _announce(side: Side, show: Progress) -> None:
 
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
-    skip = {"out", "eval"}
-    return [
-        f"{section}.{name}"
-        for section in Recipe.model_fields.keys() - skip
-        for name, value in getattr(before, section).model_dump().items()
-        if value != getattr(now, section).model_dump()[name]
-    ]
+    then, today = (recipe.model_dump(exclude=NOT_SHAPING) for recipe in (before, now))
+    return [f"{section}.{name}" for section, settings in then.items() for name, value in settings.items() if value != today[section][name]]
 
 
 def _command(arguments: Sequence[str]) -> str:
