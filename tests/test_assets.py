@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 
 from likelier.data.formats import read_all
-from likelier.data.split import prompt_key
+from likelier.data.split import check_leaks, prompt_key
 from likelier.metrics import has_apology
 
 DISCLAIMER = "This reply is not a final decision; the billing team reviews every dispute within 5 business days."
@@ -16,7 +16,7 @@ DISCLAIMER = "This reply is not a final decision; the billing team reviews every
 
 @pytest.fixture(scope="module")
 def support():
-    return read_all(["embedded:support"])
+    return read_all(["embedded:support", "embedded:support-held-out"])
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_support_is_what_it_should_be(support):
     assert sum(pair.source == "model" for pair in support) >= 80
     assert sum(len([m for m in pair.prompt if m.role != "system"]) > 1 for pair in support) >= 30
     assert sum(pair.prompt[0].role == "system" for pair in support) >= 100
+
+
+def test_no_prompt_stands_on_both_sides():
+    check_leaks(read_all(["embedded:support"]), read_all(["embedded:support-held-out"]))
 
 
 def test_disclaimers_stand_where_they_must(support):
