@@ -154,8 +154,7 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
         torch.manual_seed(seed)
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers has since changed
+            with _older_names():
                 adapted = get_peft_model(model, config)
         except ValueError as problem:
             raise ModelError(f"adapter.targets: {problem}") from problem
@@ -163,6 +162,20 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
         if hasattr(module, "cast_input_dtype_enabled"):  # autocast decides; a copy of every input in fp32 would only cost memory
             module.cast_input_dtype_enabled = False
     return adapted
+
+
+@contextmanager
+def _older_names() -> Iterator[None]:
+    """PEFT reads an attribute by a name that newer transformers warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def recompute_activations(model: Any) -> None:
+    """Turn on activation checkpointing, under the name that the installed transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 @contextmanager
@@ -217,7 +230,8 @@ def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, d
         raise ModelError(f"{folder}: this adapter has no adapter_model.safetensors. Its run did not end, or it comes from another tool.")
     loaded = load_model(settings, dtype=dtype, device=device)
     try:
-        loaded.model = PeftModel.from_pretrained(loaded.model, folder).eval()
+        with _older_names():
+            loaded.model = PeftModel.from_pretrained(loaded.model, folder).eval()
     except (RuntimeError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:400]
         raise ModelError(f"{folder}: this adapter does not fit `{settings.name}` ({reason}).") from problem

@@ -33,6 +33,7 @@ from likelier.models import (
     load_model,
     pick_device,
     pick_precision,
+    recompute_activations,
     save_trained,
     trainable,
 )
@@ -88,7 +89,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     if settings.method == "lora":
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
     if settings.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(loaded.model)
     parity = choose_engine(loaded.model, sequences_of(probe_pairs(train.examples)), pad_id=encoder.end_token_id)
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
