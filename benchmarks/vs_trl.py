@@ -2,7 +2,8 @@
 
     python benchmarks/vs_trl.py [DATA] [--pairs 48] [--steps N] [--opponent default|best|both] [--json FILE]
 
-Both train all weights of the same model by DPO: fp32 weights, bf16 arithmetic, 8 pairs a step, the same token ids, order, AdamW and clipping.
+Both train all weights of the same model by DPO: fp32 weights in the optimizer, bf16 arithmetic, 8 pairs a step, the same token ids, order, AdamW
+and clipping.
 In bf16 their losses agree within its noise, with `--precision fp32` to about 1e-5: they do the same work.
 TRL runs its own `train()`; after each of its steps Likelier makes the same one, so that whatever else the machine does falls on both alike.
 
@@ -15,8 +16,7 @@ of the heaviest step.
 
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for large pages: faster for both
-os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+os.environ |= {"THP_MEM_ALLOC_ENABLE": "1", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 import argparse
 import copy
@@ -41,17 +41,19 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
+from likelier.allocator import keep_freed_memory
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
 from likelier.errors import LikelierError
 from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import cut_pairs, score_pairs, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
-from likelier.logprobs.scorer import Scorer, choose_engine
+from likelier.logprobs.scorer import DTYPES, Scorer, choose_engine
 from likelier.logprobs.tree import count_unique_tokens
-from likelier.models import LoadedModel, load_model, trainable
+from likelier.models import LoadedModel, load_model
 from likelier.objectives import make_objective
 from likelier.recipe import ModelSettings, TrainSettings
+from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder
 from likelier.train.tally import Tally
 
@@ -96,8 +98,8 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
     print(f"Likelier's engine: {parity.engine} ({parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
     policy = Scorer(loaded.model, engine=parity.engine, precision=settings.precision, pad_id=pad_id)
     reference = policy if alone else Scorer(copy.deepcopy(loaded.model), engine=parity.engine, precision=settings.precision, pad_id=pad_id)
-    parameters = list(trainable(loaded.model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    weights = MasterWeights(loaded.model)
+    optimizer = torch.optim.AdamW(weights.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     objective = make_objective("dpo", beta=0.1)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -112,15 +114,18 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
             with counting_flops(number == 0 and not alone) as flops:
                 stepping = clock()
                 tally = Tally(objective)
-                for batch in cut_pairs(pairs, settings.tokens_per_batch):
-                    logps = score_pairs(policy, store, batch)
-                    losses_B = objective.losses(logps)
-                    (losses_B.sum() / len(pairs)).backward()
-                    tally.add(losses_B, logps)
+                with policy.unchanged_weights():
+                    for batch in cut_pairs(pairs, settings.tokens_per_batch):
+                        logps = score_pairs(policy, store, batch)
+                        losses_B = objective.losses(logps)
+                        (losses_B.sum() / len(pairs)).backward()
+                        weights.collect_gradients()
+                        tally.add(losses_B, logps)
                 loss = tally.row()["loss"]
-                torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
+                torch.nn.utils.clip_grad_norm_(weights.parameters, settings.max_grad_norm).item()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                weights.publish()
                 done = clock()
             yield Turn(loss, done - stepping, scored - started, flops(), reference_flops())
 
@@ -336,13 +341,14 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()  # for both
     opponents = list(OPPONENTS) if arguments.opponent == "both" else [arguments.opponent]
     tools = ["likelier", *(f"trl-{name}" for name in opponents)]
     # Before this process grows: a child's peak is never below what its parent held when it started it.
     memory = {} if arguments.memory_of else {tool: measure_memory(tool) for tool in tools}
 
     settings = TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision=arguments.precision)
-    loaded = load_model(ModelSettings(name=arguments.model), dtype=torch.float32)
+    loaded = load_model(ModelSettings(name=arguments.model), dtype=DTYPES[settings.precision])
     steps = read_steps(arguments, loaded, settings)
     if arguments.memory_of:
         run_alone(arguments.memory_of, loaded, steps, settings)

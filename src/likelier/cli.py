@@ -1,6 +1,5 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them, so that help answers at once."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for torch's CPU memory; read once, when torch first allocates
+    keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -3,6 +3,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -139,6 +140,44 @@ def test_weights_of_either_type_score_in_either_precision(architecture, dtype, p
     assert errors["nodes"] <= (1e-5 if (dtype, precision) == (torch.float32, "fp32") else 1.5 * errors["plain"])
     values.sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in model.parameters() if p.grad is not None)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of `weights` is converted."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.counts = dict.fromkeys([weight.data_ptr() for weight in weights], 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_batches_between_two_steps_share_one_cast_of_the_weights(tiny, sequences):
+    """Also where they follow a pass without gradient, as a training step follows an evaluation."""
+    model = tiny("llama")
+    layers = [module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    scorer = Scorer(model, engine="nodes", precision="bf16")
+    model.zero_grad()
+    apart = [torch.cat(scorer.token_logps(sequences[i : i + 2])) for i in (0, 2, 4)]
+    sum(values.sum() for values in apart).backward()
+    gradients = [weight.grad for weight in layers]
+    model.zero_grad()
+    with Casts(layers) as casts, scorer.unchanged_weights():
+        with torch.no_grad():
+            scorer.token_logps(sequences)
+        together = []
+        for i in (0, 2, 4):
+            together.append(torch.cat(scorer.token_logps(sequences[i : i + 2])))
+            together[-1].sum().backward()
+    assert set(casts.counts.values()) <= {1, 2}  # once without gradient, once with
+    assert all(a.equal(b) for a, b in zip(apart, together, strict=True))
+    assert all((weight.grad - gradient).norm() <= 1e-2 * gradient.norm() for weight, gradient in zip(layers, gradients, strict=True))
+    with torch.no_grad():
+        layers[0].zero_()
+    assert not torch.cat(scorer.token_logps(sequences[:2])).equal(apart[0])
 
 
 def with_dropout(model):

@@ -82,10 +82,10 @@ def test_no_reference_for_simpo(recipe, tmp_path):
     assert not (tmp_path / "cache" / "reference").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_kill_and_resume_gives_the_same_bits(recipe, method, tmp_path):
+@pytest.mark.parametrize("method, precision", [*((method, "fp32") for method in METHODS), ("full", "bf16")])
+def test_kill_and_resume_gives_the_same_bits(recipe, method, precision, tmp_path):
     """Pitfall 20: kill −9 in the middle, resume, and compare with the unbroken run, bit for bit."""
-    recipe = changed(recipe, train={"method": method, "epochs": 3})
+    recipe = changed(recipe, train={"method": method, "precision": precision, "epochs": 3})
     whole = train_recipe(changed(recipe, out=str(tmp_path / "whole")))
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())

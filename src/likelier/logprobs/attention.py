@@ -11,6 +11,7 @@ Two ways to say the same thing:
 Neither is trusted: the scorer compares the one it uses with the plain twin on a real batch before a run (see `scorer.choose_engine`).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from likelier.errors import ModelError
@@ -34,51 +36,93 @@ class NodeAttention:
     """
 
     def __init__(self, tree: Tree) -> None:
-        self.nodes = tree.nodes
-        self.lengths = [node.stop - node.start for node in tree.nodes]
+        self.rows = [slice(node.start, node.stop) for node in tree.nodes]
+        self.paths = [(*node.ancestors, index) for index, node in enumerate(tree.nodes)]
+        self._nodes = tree.nodes
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
         """query (1, H, T, D), key and value (1, G, T, D) → (1, H, T, D); H is a multiple of G."""
-        dtype = query.dtype
-        if query.device.type == "cpu":  # its fused kernel computes in fp32 in any case, and is three times as fast if it need not convert
-            query, key, value = query.float(), key.float(), value.float()
-        keys, values = key.split(self.lengths, dim=2), value.split(self.lengths, dim=2)
+        if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+            attended: Tensor = _FusedOnCPU.apply(query, key, value, self, scale, window)
+            return attended
         with torch.autocast(query.device.type, enabled=False):
-            attended = [
-                self._attend(index, node_query, keys, values, scale, window) for index, node_query in enumerate(query.split(self.lengths, dim=2))
+            pieces = [
+                F.scaled_dot_product_attention(
+                    query[:, :, rows],
+                    self.along(path, key),
+                    self.along(path, value),
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    scale=scale,
+                    enable_gqa=query.shape[1] != key.shape[1],
+                )
+                for rows, path, mask in zip(self.rows, self.paths, self.masks(window, query), strict=True)
             ]
-        return torch.cat(attended, dim=2).to(dtype)
+        return torch.cat(pieces, dim=2)
 
-    def _attend(
-        self, index: int, query: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], scale: float | None, window: int | None
-    ) -> Tensor:
-        """The queries of one node, (1, H, N, D), against its path from the root."""
-        path = (*self.nodes[index].ancestors, index)
-        mask = self._mask(index, window, query.device)
-        return F.scaled_dot_product_attention(
-            query,
-            _along(path, keys),
-            _along(path, values),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=query.shape[1] != keys[0].shape[1],
-        )
+    def along(self, path: tuple[int, ...], states: Tensor) -> Tensor:
+        """The rows of the nodes of `path`, end to end: (1, G, depth + N, D)."""
+        return states[:, :, self.rows[path[0]]] if len(path) == 1 else torch.cat([states[:, :, self.rows[i]] for i in path], dim=2)
 
-    def _mask(self, index: int, window: int | None, device: torch.device) -> Tensor | None:
-        """(N, depth + N) bool, or None where plain causal attention within the node says the same."""
-        if (index, window) not in self._masks:
-            node = self.nodes[index]
-            queries = torch.arange(node.depth, node.depth + node.stop - node.start, device=device)
-            keys = torch.arange(node.depth + node.stop - node.start, device=device)
-            causal_alone = node.depth == 0 and (window is None or window >= len(keys))
-            self._masks[index, window] = None if causal_alone else _visible(queries[:, None], keys[None, :], window)
-        return self._masks[index, window]
+    def masks(self, window: int | None, like: Tensor) -> list[Tensor | None]:
+        """For each node what is added to its scores, (N, depth + N) of the type of `like`: 0 where visible, else −∞. None where plain causal
+        attention within the node says the same."""
+        for index, node in enumerate(self._nodes):
+            if (index, window) not in self._masks:
+                queries = torch.arange(node.depth, node.depth + node.stop - node.start, device=like.device)
+                keys = torch.arange(node.depth + node.stop - node.start, device=like.device)
+                causal_alone = node.depth == 0 and (window is None or window >= len(keys))
+                hidden = ~_visible(queries[:, None], keys[None, :], window)
+                zeros = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+                self._masks[index, window] = None if causal_alone else zeros.masked_fill_(hidden, -math.inf)
+        return [self._masks[index, window] for index in range(len(self._nodes))]
 
 
-def _along(path: tuple[int, ...], pieces: tuple[Tensor, ...]) -> Tensor:
-    return pieces[path[0]] if len(path) == 1 else torch.cat([pieces[i] for i in path], dim=2)
+class _FusedOnCPU(torch.autograd.Function):
+    """Node by node through PyTorch's fused CPU kernel, forward and backward called by hand.
+
+    The kernel computes in fp32 in any case and is three times as fast if it need not convert. What waits for the backward pass is query, key and
+    value as they came, not fp32 copies of them along every path, and no graph of small operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, nodes: NodeAttention, scale: float | None, window: int | None) -> Tensor:
+        q, k, v = (_widened(states) for states in (query, key, value))
+        attended = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)  # as the next layer reads it
+        sums = []
+        for rows, path, mask in zip(nodes.rows, nodes.paths, nodes.masks(window, q), strict=True):
+            attended[:, :, rows], log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, :, rows], nodes.along(path, k), nodes.along(path, v), 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, attended, *sums)
+        ctx.settings = nodes, scale, window
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, attended, *sums = ctx.saved_tensors
+        nodes, scale, window = ctx.settings
+        grad, q, k, v, out = (_widened(states) for states in (*grads, query, key, value, attended))
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for rows, path, mask, log_sum in zip(nodes.rows, nodes.paths, nodes.masks(window, q), sums, strict=True):
+            grad_q[:, :, rows], *grads_along = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *(grad[:, :, rows], q[:, :, rows], nodes.along(path, k), nodes.along(path, v), out[:, :, rows], log_sum),
+                *(0.0, mask is None),
+                attn_mask=mask,
+                scale=scale,
+            )
+            lengths = [nodes.rows[i].stop - nodes.rows[i].start for i in path]
+            for total, along in zip((grad_k, grad_v), grads_along, strict=True):
+                for i, part in zip(path, along.split(lengths, dim=2), strict=True):
+                    total[:, :, nodes.rows[i]] += part
+        return grad_q.to(query.dtype), grad_k.to(key.dtype), grad_v.to(value.dtype), None, None, None
+
+
+def _widened(states: Tensor) -> Tensor:
+    return states if states.dtype == torch.float64 else states.float()
 
 
 def _visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

@@ -3,6 +3,7 @@
 Shape legend: E scored edges, D hidden width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-WORKING_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
-"""fp32 logits of one chunk: on a CPU what stays in its caches, on a GPU what keeps the matmul at full speed."""
+WORKING_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+"""Logits of one block, in the precision of the matmul: enough rows to keep it at full speed."""
+
+SOFTMAX_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
+"""fp32 copy of the rows whose softmax is taken at once: on a CPU what stays in its caches."""
 
 KEPT_BYTES = 256 * 2**20
-"""Logits kept for the backward pass, in the precision of the arithmetic. Chunks beyond are computed again: memory stays bounded, whatever E is."""
+"""Slopes kept for the backward pass, in the precision of the matmul. Blocks beyond are computed again: memory stays bounded, whatever E is."""
 
 
 def token_logps(
@@ -26,14 +30,15 @@ def token_logps(
     working_bytes: int | None = None,
     kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
-    """(E,) fp32 log-probabilities of `targets_E`. Equals, in chunks and with logsumexp in fp32 whatever the weights' type:
+    """(E,) fp32 log-probabilities of `targets_E`. Equals, in blocks and with logsumexp in fp32 whatever the weights' type:
 
         logits_EV = hidden_ED @ weight_VD.T + bias_V
         logits_EV.float().log_softmax(-1).gather(-1, targets_E[:, None])[:, 0]
 
-    The matmuls run in autocast's precision where that is on, else in `hidden_ED`'s. With a frozen head (LoRA) the gradient towards the
-    hidden states, onehot − softmax times the weight, is formed in the forward pass and only scaled in the backward pass; nothing is recomputed.
-    Gradients flow to hidden states, weight and bias. Extra memory ≤ 3 · working_bytes + kept_bytes.
+    The matmuls run in autocast's precision where that is on, else in `hidden_ED`'s. What the gradient needs is the slope of each value,
+    ∂logp/∂logits = onehot(target) − softmax, which the forward pass has at hand: it keeps the slopes (as `kept_bytes` allow), and the backward
+    pass is one matmul for the hidden states and one for the weight. With a frozen head (LoRA) even the first is made in the forward pass, and
+    nothing of size V is kept. Gradients flow to hidden states, weight and bias. Extra memory ≤ 2 · working_bytes + SOFTMAX_BYTES + kept_bytes.
     """
     device = hidden_ED.device.type
     if torch.is_autocast_enabled(device):
@@ -43,30 +48,29 @@ def token_logps(
     bias_V = None if bias_V is None else bias_V.to(hidden_ED.dtype)
     kept_bytes = kept_bytes if torch.is_grad_enabled() else 0
     with torch.autocast(device, enabled=False):
-        rows = max(1, (working_bytes or WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) // (4 * weight_VD.shape[0]))
-        logps_E: Tensor = _TokenLogps.apply(hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes)
+        row_bytes = weight_VD.element_size() * weight_VD.shape[0]
+        rows = max(1, (working_bytes or WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) // row_bytes)
+        logps_E: Tensor = _TokenLogps.apply(hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes // row_bytes)
     return logps_E
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, kept_bytes: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, kept_rows: int) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         frozen_head = needs_hidden and not (needs_weight or needs_bias)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        slopes = torch.empty_like(hidden) if frozen_head else None
+        hidden_slopes = torch.empty_like(hidden) if frozen_head else None
         kept: list[Tensor] = []
-        room = kept_bytes if needs_weight or needs_bias else 0
-        for start in range(0, len(hidden), rows):
-            chunk = slice(start, start + rows)
-            logits = F.linear(hidden[chunk], weight, bias)
-            room -= logits.nbytes
-            if room >= 0:  # once a chunk did not fit none after it does, so `kept` holds the first chunks
+        for block in _blocks(len(hidden), rows):
+            logits = F.linear(hidden[block], weight, bias)
+            keep = (needs_weight or needs_bias) and block.stop <= kept_rows
+            logps[block] = _log_softmax_at(targets[block], logits, leave_slopes=frozen_head or keep)
+            if hidden_slopes is not None:
+                torch.mm(logits, weight, out=hidden_slopes[block])
+            if keep:
                 kept.append(logits)
-            logps[chunk], softmax = _logps_and_softmax(logits, targets[chunk])
-            if slopes is not None:
-                slopes[chunk] = _onehot_minus(softmax, targets[chunk]).to(weight.dtype) @ weight
-        ctx.save_for_backward(hidden, weight, bias, targets, slopes, *kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, hidden_slopes, *kept)
         ctx.rows = rows
         return logps
 
@@ -74,40 +78,56 @@ class _TokenLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_E,) = grads
-        hidden, weight, bias, targets, slopes, *kept = ctx.saved_tensors
-        if slopes is not None:
-            return (slopes * grad_E[:, None]).to(hidden.dtype), None, None, None, None, None
+        hidden, weight, bias, targets, hidden_slopes, *kept = ctx.saved_tensors
+        if hidden_slopes is not None:
+            return (hidden_slopes * grad_E[:, None]).to(hidden.dtype), None, None, None, None, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for index, start in enumerate(range(0, len(hidden), ctx.rows)):
-            chunk = slice(start, start + ctx.rows)
-            logits = kept[index] if index < len(kept) else F.linear(hidden[chunk], weight, bias)
-            _, softmax = _logps_and_softmax(logits, targets[chunk])
-            grad_logits = _onehot_minus(softmax, targets[chunk]).mul_(grad_E[chunk, None])
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(weight.dtype)
+        grad_weight = grad_bias = None
+        scaled = (hidden * grad_E[:, None]).to(hidden.dtype)
+        for index, block in enumerate(_blocks(len(hidden), ctx.rows)):
+            if index < len(kept):
+                slopes = kept[index]
+            else:
+                slopes = F.linear(hidden[block], weight, bias)
+                _log_softmax_at(targets[block], slopes, leave_slopes=True)
             if grad_hidden is not None:
-                grad_hidden[chunk] = grad_logits @ weight
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[chunk]
+                grad_hidden[block] = (slopes @ weight) * grad_E[block, None]
+            if needs_weight:
+                grad_weight = _plus(grad_weight, slopes.T @ scaled[block])
+            if needs_bias:
+                grad_bias = _plus(grad_bias, grad_E[block].to(slopes.dtype) @ slopes)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-def _logps_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log softmax at the targets, and the softmax, both fp32; in place but for one copy, because memory traffic is what this costs."""
-    shifted = logits.to(torch.float32, copy=True)
-    shifted -= shifted.amax(-1, keepdim=True)
-    at_target = shifted.gather(-1, targets[:, None])
-    total = shifted.exp_().sum(-1, keepdim=True)
-    return (at_target - total.log())[:, 0], shifted.div_(total)
+def _blocks(total: int, rows: int) -> Iterator[slice]:
+    """Slices that cover `total` rows; of none, one empty slice, so that sums over blocks have their shape."""
+    for start in range(0, max(1, total), rows):
+        yield slice(start, min(start + rows, total))
 
 
-def _onehot_minus(softmax: Tensor, targets: Tensor) -> Tensor:
-    """∂ log p(target) / ∂ logits; takes over the softmax's memory."""
-    slope = softmax.neg_()
-    return slope.scatter_add_(-1, targets[:, None], torch.ones_like(targets, dtype=slope.dtype)[:, None])
+def _log_softmax_at(targets: Tensor, logits: Tensor, *, leave_slopes: bool) -> Tensor:
+    """log softmax of each row at its target, in fp32. Overwrites the logits with onehot(target) − softmax if asked to.
+
+    In place and by a few rows at a time, because memory traffic is what this costs.
+    """
+    logps = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    rows = max(1, SOFTMAX_BYTES.get(logits.device.type, SOFTMAX_BYTES["cuda"]) // (4 * logits.shape[1]))
+    for chunk in _blocks(len(logits), rows):
+        at = targets[chunk, None]
+        shifted = logits[chunk].to(torch.float32, copy=True)
+        shifted -= shifted.amax(-1, keepdim=True)
+        at_target = shifted.gather(-1, at)
+        total = shifted.exp_().sum(-1, keepdim=True)
+        logps[chunk] = (at_target - total.log())[:, 0]
+        if leave_slopes:
+            slopes = shifted.div_(total).neg_()
+            logits[chunk] = slopes.scatter_add_(-1, at, torch.ones_like(at, dtype=slopes.dtype))
+    return logps
+
+
+def _plus(total: Tensor | None, block: Tensor) -> Tensor:
+    """Sum over blocks, in fp32 as soon as there is more than one."""
+    return block if total is None else total.float().add_(block)

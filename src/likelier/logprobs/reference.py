@@ -129,11 +129,12 @@ def fill(
     missing = [sequence for sequence in dict.fromkeys(sequences) if sequence not in store]
     done = 0
     try:
-        for indices, values in scorer.score_all(missing, tokens_per_batch=tokens_per_batch):
-            for i, values_L in zip(indices, values, strict=True):
-                store.add(missing[i], values_L)
-            done += len(indices)
-            on_progress(done, len(missing))
+        with scorer.unchanged_weights():
+            for indices, values in scorer.score_all(missing, tokens_per_batch=tokens_per_batch):
+                for i, values_L in zip(indices, values, strict=True):
+                    store.add(missing[i], values_L)
+                done += len(indices)
+                on_progress(done, len(missing))
     finally:
         store.flush()
     return len(missing)

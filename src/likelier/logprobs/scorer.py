@@ -10,7 +10,7 @@ Engines, from fast to slow; the first that passes the parity probe serves the wh
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_ba
 
 Engine = Literal["nodes", "mask", "plain"]
 Precision = Literal["bf16", "fp32"]
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""The type in which a model's weights are held to be scored in a precision."""
 
 TOLERANCE = 1e-4
 """Largest per-token difference between an engine and the plain twin, in nats, in fp32. Rounding stays near 1e-5; a lost prompt costs 0.05."""
@@ -62,9 +65,16 @@ class Scorer:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def unchanged_weights(self) -> AbstractContextManager[Any]:
+        """Entered around several batches between two optimizer steps: autocast then casts each weight once, not once a batch."""
+        return self._autocast(False)  # what was cast is kept until the outermost context ends, whether that one casts or not
+
+    def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def token_logps(self, sequences: Sequence[PromptResponse]) -> list[Tensor]:
         """For each sequence the (L,) fp32 log-probabilities of its response tokens, as one batch. Gradients flow."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._autocast(self.precision == "bf16"):
             if self.engine == "plain":
                 self.last_tokens = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences)
                 with standard_attention(self.model):

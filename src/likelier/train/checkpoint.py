@@ -1,6 +1,6 @@
 """Checkpoints: what a killed run needs to end as if it had not been killed.
 
-    checkpoints/step-000040/   weights.safetensors (what is trained), optimizer.safetensors, state.json
+    checkpoints/step-000040/   weights.safetensors (what is trained, in fp32), optimizer.safetensors, state.json
     checkpoints/best/          weights.safetensors, state.json of the best held-out evaluation
 
 A checkpoint is written beside and renamed: there is a whole one or none. The frozen weights and the reference are not in it; they are named by
@@ -10,16 +10,17 @@ their fingerprint. Nothing is pickled.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from likelier.errors import RunError
-from likelier.models import trainable
+from likelier.train.master import MasterWeights
 
 RNG = "rng"
 
@@ -36,22 +37,22 @@ class State:
     first_loss_expected: float | None = None
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def save(folder: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Write checkpoints/step-N, then drop older ones. Raises RunError, leaving earlier checkpoints whole, if the disk does not take it."""
-    names = list(trainable(model))
+    names = list(weights.by_name)
     tensors: dict[str, Tensor] = {RNG: torch.get_rng_state()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"{names[index]}/{key}": value for key, value in moments.items()}
     target = folder / f"step-{state.step:06d}"
-    _write(target, {"weights": _weights(model), "optimizer": tensors}, state)
+    _write(target, {"weights": weights.by_name, "optimizer": tensors}, state)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
 
 
-def save_best(folder: Path, model: nn.Module, state: State) -> None:
+def save_best(folder: Path, weights: MasterWeights, state: State) -> None:
     """Write checkpoints/best in place of the one before."""
-    _write(folder / "best", {"weights": _weights(model)}, state)
+    _write(folder / "best", {"weights": weights.by_name}, state)
 
 
 def latest(folder: Path) -> Path | None:
@@ -59,12 +60,13 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def restore(checkpoint: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer) -> State:
     """Put model, optimizer and random numbers back to where they were. Raises RunError for a checkpoint that does not fit the model."""
-    load_weights(checkpoint, model)
+    load_weights(checkpoint, weights.by_name)
+    weights.publish()
     tensors = load_file(checkpoint / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop(RNG))
-    numbers = {name: index for index, name in enumerate(trainable(model))}
+    numbers = {name: index for index, name in enumerate(weights.by_name)}
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
@@ -74,25 +76,21 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 @torch.no_grad()
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Copy a checkpoint's trained weights into the model. Raises RunError where names or shapes differ."""
-    saved, wanted = load_file(checkpoint / "weights.safetensors"), trainable(model)
+def load_weights(checkpoint: Path, wanted: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's trained weights into `wanted`, rounding where that asks for it. Raises RunError where names or shapes differ."""
+    saved = load_file(checkpoint / "weights.safetensors")
     if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in wanted.items()}:
         raise RunError(f"{checkpoint}: this checkpoint is of another model or adapter. Start afresh with --fresh, or in another folder.")
-    for name, parameter in wanted.items():
-        parameter.copy_(saved[name])
+    for name, tensor in wanted.items():
+        tensor.copy_(saved[name])
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in trainable(model).items()}
-
-
-def _write(target: Path, files: dict[str, dict[str, Tensor]], state: State) -> None:
+def _write(target: Path, files: dict[str, Mapping[str, Tensor]], state: State) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         for name, tensors in files.items():
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
         for path in temporary.iterdir():
             with path.open("rb") as file:

@@ -16,12 +16,12 @@ from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import cut_pairs, score_pairs, score_pairs_all
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.scorer import Scorer
-from likelier.models import trainable
 from likelier.objectives import Objective
 from likelier.recipe import TrainSettings
 from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.checkpoint import State
+from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.tally import Tally
@@ -45,11 +45,11 @@ def fit(
     The gradient of a step is that of the mean loss over all its pairs, whatever batches they are cut into. Raises TrainingStopped if the
     first loss is not that of an untrained policy, or if a value is not finite.
     """
-    parameters = list(trainable(policy.model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
+    weights = MasterWeights(policy.model)
+    optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = PairOrder(examples, settings)
     newest = checkpoint.latest(run.checkpoints)
-    state = checkpoint.restore(newest, policy.model, optimizer) if newest else State()
+    state = checkpoint.restore(newest, weights, optimizer) if newest else State()
     run.cut_metrics(state.step)
     show.begin_training(state.step, order.steps)
 
@@ -57,22 +57,25 @@ def fit(
         started = time.perf_counter()
         pairs = order.step(state.step)
         tally, tokens = Tally(objective), 0
-        for batch in cut_pairs(pairs, settings.tokens_per_batch):
-            logps = score_pairs(policy, reference, batch)
-            losses_B = objective.losses(logps)
-            (losses_B.sum() / len(pairs)).backward()
-            tally.add(losses_B, logps)
-            tokens += policy.last_tokens
+        with policy.unchanged_weights():
+            for batch in cut_pairs(pairs, settings.tokens_per_batch):
+                logps = score_pairs(policy, reference, batch)
+                losses_B = objective.losses(logps)
+                (losses_B.sum() / len(pairs)).backward()
+                weights.collect_gradients()
+                tally.add(losses_B, logps)
+                tokens += policy.last_tokens
         row = tally.row()
         if state.step == 0:
             _check_first_loss(row, objective, policy, state)
         rate = learning_rate(state.step, order.steps, settings)
-        row |= {"grad_norm": torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item(), "learning_rate": rate}
+        row |= {"grad_norm": torch.nn.utils.clip_grad_norm_(weights.parameters, settings.max_grad_norm).item(), "learning_rate": rate}
         _check_finite(row, pairs, state.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        weights.publish()
 
         state.step += 1
         seconds = time.perf_counter() - started
@@ -81,14 +84,15 @@ def fit(
         _log(run, show, "train", state.step, row, epoch=state.step * settings.pairs_per_step / len(examples))
         last = state.step == order.steps
         if held_out and _due(state.step, settings.eval_every, last):
-            _evaluate(policy, reference, held_out, objective, settings, run, show, state)
+            _evaluate(policy, weights, reference, held_out, objective, settings, run, show, state)
         if _due(state.step, settings.checkpoint_every, last) and not last:
-            checkpoint.save(run.checkpoints, policy.model, optimizer, state)
+            checkpoint.save(run.checkpoints, weights, optimizer, state)
     return state, "early stop: held-out accuracy no longer rose" if _stale(state, settings) else "all steps done"
 
 
 def _evaluate(
     policy: Scorer,
+    weights: MasterWeights,
     reference: ReferenceStore | None,
     held_out: Sequence[PreferenceExample],
     objective: Objective,
@@ -105,7 +109,7 @@ def _evaluate(
     gained = not state.best or row["accuracy"] > state.best["accuracy"]
     if gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"]):
         state.best = row
-        checkpoint.save_best(run.checkpoints, policy.model, state)
+        checkpoint.save_best(run.checkpoints, weights, state)
     state.stale = 0 if gained else state.stale + 1
 
 

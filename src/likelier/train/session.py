@@ -23,7 +23,7 @@ from likelier.errors import RunError, TrainingStopped
 from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
-from likelier.logprobs.scorer import TOLERANCE, Parity, Scorer, choose_engine
+from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
 from likelier.models import (
     LoadedModel,
     add_adapter,
@@ -79,8 +79,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
-    frozen_half = settings.method == "lora" and precision == "bf16"
-    loaded = load_model(recipe.model, dtype=torch.bfloat16 if frozen_half else torch.float32, device=device)
+    loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device)
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     train, held_out = load_sides(recipe.data, encoder)
     for side in (train, held_out):
@@ -136,7 +135,7 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )
     if state.best:
-        checkpoint.load_weights(run.checkpoints / "best", policy.model)
+        checkpoint.load_weights(run.checkpoints / "best", trainable(policy.model))
     outcome = {
         "steps": state.step,
         "stopped": ending,

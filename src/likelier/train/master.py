@@ -1,0 +1,50 @@
+"""fp32 master weights: what the optimizer changes, whatever type the model computes in (Micikevicius et al. 2018, section 3.1).
+
+A bf16 number has 8 bits of precision, so that an update of a weight by less than 1/256 of it would be lost. The model's bf16 weights are therefore
+roundings of fp32 ones; batches add up their gradients, and AdamW steps, in fp32.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from likelier.models import trainable
+
+PART = 2**20
+"""Elements added at once: to add bf16 to fp32 torch makes an fp32 copy, which had better be small."""
+
+
+class MasterWeights:
+    """The trainable weights of `model` in fp32, by name: itself where a weight is fp32 already (LoRA's, or a run in fp32), else a copy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.by_name: dict[str, Tensor] = {}
+        self._held: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # held in bf16, its master, that one's gradient
+        for name, parameter in trainable(model).items():
+            if parameter.dtype == torch.float32:
+                self.by_name[name] = parameter
+            else:
+                self.by_name[name] = parameter.detach().float().requires_grad_()
+                self._held.append((parameter, self.by_name[name], torch.empty_like(parameter, dtype=torch.float32)))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """For the optimizer and for clipping."""
+        return list(self.by_name.values())
+
+    def collect_gradients(self) -> None:
+        """After a backward pass: add the model's gradients to the masters'."""
+        for parameter, master, memory in self._held:
+            if parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = memory.copy_(parameter.grad)
+            else:
+                for total, added in zip(master.grad.view(-1).split(PART), parameter.grad.reshape(-1).split(PART), strict=True):
+                    total += added
+            parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After the masters changed: round them into the model."""
+        for parameter, master, _ in self._held:
+            parameter.copy_(master)
