@@ -1,26 +1,25 @@
-"""TRL and Likelier on the same pairs, step by step in turn, in one process.
+"""TRL and Likelier on the same pairs, step by step in turn.
 
     python benchmarks/vs_trl.py [DATA] [--pairs 48] [--steps N] [--opponent default|best|both] [--json FILE]
 
 Both train all weights of the same model by DPO: fp32 weights in the optimizer, bf16 arithmetic, 8 pairs a step, the same token ids, order, AdamW
-and clipping.
-In bf16 their losses agree within its noise, with `--precision fp32` to about 1e-5: they do the same work.
-TRL runs its own `train()`; after each of its steps Likelier makes the same one, so that whatever else the machine does falls on both alike.
+and clipping. In bf16 their losses agree within its noise, with `--precision fp32` to about 1e-5: they do the same work.
+
+Each tool has a process of its own, as it has in use, and one waits while the other makes a step: whatever else the machine does falls on both.
+TRL runs its own `train()`; Likelier runs the inside of `train/loop.py` after scoring the reference, as a run does.
 
     default   TRL as it comes: gradient checkpointing, the reference model in memory. Likelier's reference pass counts as part of its step.
-    best      TRL at its best: no checkpointing, reference log-probabilities computed beforehand. Both passes are reported apart.
+    best      TRL at its best: no checkpointing, reference log-probabilities computed beforehand, and the memory allocator set as Likelier's
+              command line sets it. Both reference passes are reported apart.
 
-The first step warms up: its FLOPs are counted and its time is not. Peak memory is measured in a process of its own for each tool, on the pairs
-of the heaviest step.
+The first step warms up: its FLOPs are counted and its time is not.
 """
 
 import os
 
-os.environ |= {"THP_MEM_ALLOC_ENABLE": "1", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 import argparse
-import copy
-import gc
 import json
 import platform
 import resource
@@ -81,38 +80,55 @@ class Match:
     """Likelier against one opponent; the first turn of each is the warm-up."""
 
     opponent: str
+    tokens_per_pair: dict[str, float]
     trl: list[Turn] = field(default_factory=list)
     likelier: list[Turn] = field(default_factory=list)
     trl_precompute_seconds: float = 0.0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
 
 
-def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *, alone: bool) -> Iterator[Turn]:
-    """Each `next` is one step of `train/loop.py`.
+# The players: each in a process of its own
 
-    Alone, as in a run, the reference is scored before the first step. In turn it is scored step by step, by a copy of the first weights,
-    so that its time is taken under the same load as the opponent's.
-    """
+
+class Conductor:
+    """A player's end of the line to the script that keeps the turns: it waits for its cue, and tells what it did."""
+
+    def __init__(self) -> None:
+        self.line = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever the tool prints goes elsewhere
+
+    def tell(self, message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=self.line, flush=True)
+
+    def wait_for_cue(self) -> None:
+        if not sys.stdin.readline():
+            sys.exit("the other side has gone")
+
+
+def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings) -> None:
+    """Score the reference of all steps, then make them one by one as `train/loop.py` does."""
     pad_id = loaded.tokenizer.pad_token_id
     shortest = sorted((example for step in steps for example in step), key=len)[:3]
     parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=pad_id)
     print(f"Likelier's engine: {parity.engine} ({parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
     policy = Scorer(loaded.model, engine=parity.engine, precision=settings.precision, pad_id=pad_id)
-    reference = policy if alone else Scorer(copy.deepcopy(loaded.model), engine=parity.engine, precision=settings.precision, pad_id=pad_id)
     weights = MasterWeights(loaded.model)
     optimizer = torch.optim.AdamW(weights.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     objective = make_objective("dpo", beta=0.1)
 
     with tempfile.TemporaryDirectory() as folder:
         store = ReferenceStore(Path(folder), "benchmark")
-        if alone:
-            fill(store, policy, sequences_of([pair for step in steps for pair in step]), tokens_per_batch=settings.tokens_per_batch)
+        reference: list[tuple[float, int]] = []
         for number, pairs in enumerate(steps):
-            with counting_flops(number == 0 and not alone) as reference_flops:
+            with counting_flops(number == 0) as flops:
                 started = clock()
-                fill(store, reference, sequences_of(pairs), tokens_per_batch=settings.tokens_per_batch)
-                scored = clock()
-            with counting_flops(number == 0 and not alone) as flops:
-                stepping = clock()
+                fill(store, policy, sequences_of(pairs), tokens_per_batch=settings.tokens_per_batch)
+                reference.append((clock() - started, flops()))
+        conductor.tell({"tokens_per_pair": describe(steps[1:])})
+        for number, pairs in enumerate(steps):
+            conductor.wait_for_cue()
+            with counting_flops(number == 0) as flops:
+                started = clock()
                 tally = Tally(objective)
                 with policy.unchanged_weights():
                     for batch in cut_pairs(pairs, settings.tokens_per_batch):
@@ -126,12 +142,12 @@ def likelier_turns(loaded: LoadedModel, steps: Steps, settings: TrainSettings, *
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 weights.publish()
-                done = clock()
-            yield Turn(loss, done - stepping, scored - started, flops(), reference_flops())
+                seconds = clock() - started
+            conductor.tell(asdict(Turn(loss, seconds, reference[number][0], flops(), reference[number][1])))
 
 
-def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str, after_step: Callable[[Turn], None] | None) -> float:
-    """TRL's own `train()`, one step for each of `steps`. Returns the seconds that it computed reference log-probabilities beforehand."""
+def play_trl(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str) -> None:
+    """TRL's own `train()`, one step for each of `steps`."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import DPOConfig
@@ -153,9 +169,13 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
                 self.precompute_seconds = clock() - started
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            conductor.tell({"precompute_seconds": trainer.precompute_seconds})
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            conductor.wait_for_cue()
             self.step = ExitStack()
-            self.flops = self.step.enter_context(counting_flops(state.global_step == 0 and after_step is not None))
+            self.flops = self.step.enter_context(counting_flops(state.global_step == 0))
             self.started = clock()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -163,8 +183,8 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
             self.step.close()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **others: Any) -> None:
-            if "loss" in logs and after_step is not None:
-                after_step(Turn(logs["loss"], self.seconds, flops=self.flops()))
+            if "loss" in logs:
+                conductor.tell(asdict(Turn(logs["loss"], self.seconds, flops=self.flops())))
 
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     data = Dataset.from_list([{name: list(getattr(pair, name)) for name in columns} for step in steps for pair in step])
@@ -191,24 +211,65 @@ def train_with_trl(loaded: LoadedModel, steps: Steps, settings: TrainSettings, o
         trainer = PreparedTrainer(loaded.path, args=config, train_dataset=data, processing_class=loaded.tokenizer, callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return trainer.precompute_seconds
 
 
-def play(loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str) -> Match:
+def play(tool: str, arguments: argparse.Namespace) -> None:
+    """Be one of the players."""
+    conductor = Conductor()
+    if tool != "trl-default":
+        keep_freed_memory()
+    settings = train_settings(arguments)
+    loaded = load_model(ModelSettings(name=arguments.model), dtype=DTYPES[settings.precision])
+    steps = read_steps(arguments, loaded, settings)
+    if tool == "likelier":
+        play_likelier(conductor, loaded, steps, settings)
+    else:
+        loaded.model = None  # TRL loads its own
+        play_trl(conductor, loaded, steps, settings, tool.removeprefix("trl-"))
+    conductor.tell({"peak_bytes": peak_bytes()})
+
+
+class Player:
+    """A player as the script that keeps the turns sees it."""
+
+    def __init__(self, tool: str) -> None:
+        command = [sys.executable, *sys.argv, "--player", tool]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.tool = tool
+
+    def hear(self) -> dict[str, Any]:
+        """Its next message."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.tool} ended before its time, with exit code {self.process.wait()}.")
+        return dict(json.loads(line))
+
+    def turn(self) -> Turn:
+        """Have it make a step."""
+        assert self.process.stdin
+        print(file=self.process.stdin, flush=True)
+        return Turn(**self.hear())
+
+
+# The match
+
+
+def hold_match(opponent: str, turns: int) -> Match:
     """All steps of both tools, each of TRL's followed by the same one of Likelier's."""
-    match = Match(opponent)
-    ours = likelier_turns(copy.deepcopy(loaded), steps, settings, alone=False)
+    trl = Player(f"trl-{opponent}")
+    precompute_seconds = trl.hear()["precompute_seconds"]
+    likelier = Player("likelier")
+    match = Match(opponent, likelier.hear()["tokens_per_pair"], trl_precompute_seconds=precompute_seconds)
     print(f"\nTRL {version('trl')}, {opponent}: times in seconds a step of {PAIRS_PER_STEP} pairs\n")
     print("step      TRL   Likelier  + reference   ratio   TRL's loss   Likelier's")
-
-    def after_step(theirs: Turn) -> None:
-        match.trl.append(theirs)
-        match.likelier.append(own := next(ours))
-        name = f"{len(match.trl) - 1:4}" if len(match.trl) > 1 else "warm"
+    for number in range(turns):
+        match.trl.append(theirs := trl.turn())
+        match.likelier.append(own := likelier.turn())
+        name = f"{number:4}" if number else "warm"
         times = f"{theirs.seconds:8.2f}   {own.seconds:8.2f}   {own.reference_seconds:8.2f}   {speed_up(opponent, theirs, own):7.1f}"
         print(f"{name} {times}   {theirs.loss:10.4f}   {own.loss:10.4f}", flush=True)
-
-    match.trl_precompute_seconds = train_with_trl(loaded, steps, settings, opponent, after_step)
+    match.peak_bytes = {player.tool: player.hear()["peak_bytes"] for player in (likelier, trl)}
     return match
 
 
@@ -221,8 +282,10 @@ def sum_up(match: Match) -> dict[str, Any]:
     """The figures of one match, and a printed account of them."""
     (theirs_first, *theirs), (own_first, *own) = match.trl, match.likelier
     precompute = match.trl_precompute_seconds * len(theirs) / len(match.trl)  # without the warm-up's share
+    own_peak, their_peak = match.peak_bytes["likelier"], match.peak_bytes[f"trl-{match.opponent}"]
     figures = {
         "median_speed_up": statistics.median(speed_up(match.opponent, a, b) for a, b in zip(theirs, own, strict=True)),
+        "median_speed_up_without_reference": statistics.median(a.seconds / b.seconds for a, b in zip(theirs, own, strict=True)),
         "total_speed_up_with_both_references": (sum(a.seconds for a in theirs) + precompute) / sum(b.seconds + b.reference_seconds for b in own),
         "pairs_per_second": {
             "trl": PAIRS_PER_STEP / statistics.median(a.seconds for a in theirs),
@@ -235,42 +298,59 @@ def sum_up(match: Match) -> dict[str, Any]:
             "likelier": own_first.flops / PAIRS_PER_STEP,
             "likelier_reference": own_first.reference_flops / PAIRS_PER_STEP,
         },
+        "peak_bytes": match.peak_bytes,
+        "peak_ratio": own_peak / their_peak,
+        "tokens_per_pair": match.tokens_per_pair,
         "largest_difference_of_losses": max(abs(a.loss - b.loss) for a, b in zip(match.trl, match.likelier, strict=True)),
         "steps": {"trl": [asdict(turn) for turn in match.trl], "likelier": [asdict(turn) for turn in match.likelier]},
     }
     included = " (its reference pass included)" if match.opponent == "default" else ""
     print(f"\nLikelier{included} trains {figures['median_speed_up']:.1f} times as many pairs a second: median of {len(own)} steps.")
+    print(f"Without any reference pass of Likelier's, {figures['median_speed_up_without_reference']:.1f} times.")
     print(f"All steps and both tools' reference passes together: {figures['total_speed_up_with_both_references']:.1f} times.")
-    print(f"Largest difference of losses: {figures['largest_difference_of_losses']:.4f}")
+    print("Tokens a pair: " + ", ".join(f"{name} {value:.0f}" for name, value in match.tokens_per_pair.items()))
     print("GFLOP a pair, counted: " + ", ".join(f"{name} {flops / 1e9:,.0f}" for name, flops in figures["flops_per_pair"].items()))
+    print(f"Peak memory: {own_peak / 2**30:.2f} GiB, TRL {their_peak / 2**30:.2f} GiB: {own_peak / their_peak:.2f} times.")
+    print(f"Largest difference of losses: {figures['largest_difference_of_losses']:.4f}")
     return figures
 
 
-def peak_bytes() -> int:
-    """The most memory that this process held: on a GPU its tensors, else all of it, with Python and libraries."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# What both need
 
 
-def run_alone(tool: str, loaded: LoadedModel, steps: Steps, settings: TrainSettings) -> None:
-    """One tool by itself on the heaviest step, twice: the second time the optimizer's state is there as well."""
-    heaviest = max(steps, key=lambda step: max(len(pair) for pair in step))
-    if tool == "likelier":
-        for _ in likelier_turns(loaded, [heaviest] * 2, settings, alone=True):
-            pass
+def read_steps(arguments: argparse.Namespace, loaded: LoadedModel, settings: TrainSettings) -> Steps:
+    """The warm-up step and the timed ones, in the order in which a run takes the pairs; rows that cannot be read are left out."""
+    wanted = arguments.pairs + PAIRS_PER_STEP
+    pairs = read_all([arguments.data], on_bad=lambda problem: None)
+    encoder = Encoder(loaded.tokenizer, max_length=arguments.max_length)
+    examples: list[PreferenceExample] = []
+    for start in range(0, len(pairs), wanted):
+        examples += encoder.encode_pairs(pairs[start : start + wanted]).examples
+        if len(examples) >= wanted:
+            break
     else:
-        loaded.model = None
-        gc.collect()
-        train_with_trl(loaded, [heaviest] * 2, settings, tool.removeprefix("trl-"), None)
-    print(json.dumps({"peak_bytes": peak_bytes()}))
+        raise SystemExit(f"{arguments.data}: {len(examples)} usable pairs, and {wanted} are needed ({PAIRS_PER_STEP} warm up). Lower --pairs.")
+    examples = examples[:wanted]
+    order = PairOrder(examples, settings.model_copy(update={"epochs": turns(arguments) * PAIRS_PER_STEP / len(examples)}))
+    return [order.step(number) for number in range(turns(arguments))]
 
 
-def measure_memory(tool: str) -> int:
-    """Peak memory of `tool` in a fresh process with this one's arguments."""
-    command = [sys.executable, *sys.argv, "--memory-of", tool]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+def turns(arguments: argparse.Namespace) -> int:
+    """Steps to make, the one that warms up included."""
+    return 1 + int(arguments.steps or arguments.pairs // PAIRS_PER_STEP)
+
+
+def train_settings(arguments: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision=arguments.precision)
+
+
+def describe(steps: Steps) -> dict[str, float]:
+    """What the pairs are like: tokens that each tool puts through the model, a pair."""
+    pairs = sum(len(step) for step in steps)
+    padded = sum(2 * len(step) * max(len(pair) for pair in step) for step in steps)
+    plain = sum(len(s.prompt_ids) + len(s.response_ids) for step in steps for s in sequences_of(step))
+    unique = sum(count_unique_tokens(sequences_of(step)) for step in steps)
+    return {"padded_tokens": padded / pairs, "tokens": plain / pairs, "unique_tokens": unique / pairs}
 
 
 @contextmanager
@@ -294,31 +374,19 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def read_steps(arguments: argparse.Namespace, loaded: LoadedModel, settings: TrainSettings) -> Steps:
-    """The warm-up step and the timed ones, in the order in which a run takes the pairs; rows that cannot be read are left out."""
-    wanted = arguments.pairs + PAIRS_PER_STEP
-    pairs = read_all([arguments.data], on_bad=lambda problem: None)
-    encoder = Encoder(loaded.tokenizer, max_length=arguments.max_length)
-    examples: list[PreferenceExample] = []
-    for start in range(0, len(pairs), wanted):
-        examples += encoder.encode_pairs(pairs[start : start + wanted]).examples
-        if len(examples) >= wanted:
-            break
-    else:
-        raise SystemExit(f"{arguments.data}: {len(examples)} usable pairs, and {wanted} are needed ({PAIRS_PER_STEP} warm up). Lower --pairs.")
-    count = 1 + (arguments.steps or arguments.pairs // PAIRS_PER_STEP)
-    examples = examples[:wanted]
-    order = PairOrder(examples, settings.model_copy(update={"epochs": count * PAIRS_PER_STEP / len(examples)}))
-    return [order.step(number) for number in range(count)]
+def peak_bytes() -> int:
+    """The most memory that this process held: on a GPU its tensors, else all of it, with Python and libraries."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def describe(steps: Steps) -> dict[str, float]:
-    """What the pairs are like: tokens that each tool puts through the model, a pair."""
-    pairs = sum(len(step) for step in steps)
-    padded = sum(2 * len(step) * max(len(pair) for pair in step) for step in steps)
-    plain = sum(len(s.prompt_ids) + len(s.response_ids) for step in steps for s in sequences_of(step))
-    unique = sum(count_unique_tokens(sequences_of(step)) for step in steps)
-    return {"padded_tokens": padded / pairs, "tokens": plain / pairs, "unique_tokens": unique / pairs}
+def processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0] if names else platform.processor()
 
 
 def parse() -> argparse.Namespace:
@@ -332,7 +400,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--tokens-per-batch", type=int, default=TrainSettings().tokens_per_batch, help="Likelier's, as in a recipe")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    parser.add_argument("--memory-of", choices=["likelier", *(f"trl-{name}" for name in OPPONENTS)], help=argparse.SUPPRESS)
+    parser.add_argument("--player", choices=["likelier", *(f"trl-{name}" for name in OPPONENTS)], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.pairs < PAIRS_PER_STEP:
         parser.error(f"--pairs must be at least {PAIRS_PER_STEP}, one step.")
@@ -341,49 +409,20 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    keep_freed_memory()  # for both
-    opponents = list(OPPONENTS) if arguments.opponent == "both" else [arguments.opponent]
-    tools = ["likelier", *(f"trl-{name}" for name in opponents)]
-    # Before this process grows: a child's peak is never below what its parent held when it started it.
-    memory = {} if arguments.memory_of else {tool: measure_memory(tool) for tool in tools}
-
-    settings = TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision=arguments.precision)
-    loaded = load_model(ModelSettings(name=arguments.model), dtype=DTYPES[settings.precision])
-    steps = read_steps(arguments, loaded, settings)
-    if arguments.memory_of:
-        run_alone(arguments.memory_of, loaded, steps, settings)
+    if arguments.player:
+        play(arguments.player, arguments)
         return
-
-    tokens = describe(steps[1:])
-    print(
-        f"{arguments.data}: {len(steps) - 1} steps of {PAIRS_PER_STEP} pairs. Tokens a pair: " + ", ".join(f"{n} {v:.0f}" for n, v in tokens.items())
-    )
-    matches = {}
-    for opponent in opponents:
-        matches[opponent] = sum_up(play(loaded, steps, settings, opponent))
-        gc.collect()
-    print("\nPeak memory, each in its own process: " + ", ".join(f"{tool} {peak / 2**30:.2f} GiB" for tool, peak in memory.items()))
-    for opponent in opponents:
-        print(f"Likelier's is {memory['likelier'] / memory[f'trl-{opponent}']:.2f} of that of TRL, {opponent}.")
+    opponents = list(OPPONENTS) if arguments.opponent == "both" else [arguments.opponent]
+    matches = {opponent: sum_up(hold_match(opponent, turns(arguments))) for opponent in opponents}
     if arguments.json:
         figures = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
+            "command": " ".join(["python", "benchmarks/vs_trl.py", *(Path(word).name if Path(word).exists() else word for word in sys.argv[1:])]),
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
             "versions": {name: version(name) for name in ("likelier", "trl", "torch", "transformers")},
-            "tokens_per_pair": tokens,
-            "peak_bytes": memory,
             "matches": matches,
         }
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -231,7 +231,8 @@ def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, d
     loaded = load_model(settings, dtype=dtype, device=device)
     try:
         with _older_names():
-            loaded.model = PeftModel.from_pretrained(loaded.model, folder).eval()
+            adapted = PeftModel.from_pretrained(loaded.model, folder)
+        loaded.model = adapted.to(dtype).eval()  # autocast would round the adapter's fp32 weights alike, but at every call
     except (RuntimeError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:400]
         raise ModelError(f"{folder}: this adapter does not fit `{settings.name}` ({reason}).") from problem

@@ -85,7 +85,7 @@ class TrainSettings(Section):
     """Stop after this many optimizer steps, whatever `epochs` says."""
     pairs_per_step: Count = 16
     """Pairs whose gradient one optimizer step averages."""
-    tokens_per_batch: Count = 2048
+    tokens_per_batch: Count = 1024
     """Unique tokens that go through the model at once; a step is cut into as many batches as that takes. Changes memory and speed, not the result."""
     learning_rate: Positive | None = None
     """Peak learning rate. None: 1e-4 for lora, 1e-6 for full."""
