@@ -106,7 +106,8 @@ class Conductor:
 
 
 def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings) -> None:
-    """Score the reference of all steps, then make them one by one as `train/loop.py` does."""
+    """Score the reference of all steps, as a run does, then make them one by one as `train/loop.py` does. A step's share of the reference pass
+    is that of its unique tokens."""
     pad_id = loaded.tokenizer.pad_token_id
     shortest = sorted((example for step in steps for example in step), key=len)[:3]
     parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=pad_id)
@@ -118,12 +119,11 @@ def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, setti
 
     with tempfile.TemporaryDirectory() as folder:
         store = ReferenceStore(Path(folder), "benchmark")
-        reference: list[tuple[float, int]] = []
-        for number, pairs in enumerate(steps):
-            with counting_flops(number == 0) as flops:
-                started = clock()
-                fill(store, policy, sequences_of(pairs), tokens_per_batch=settings.tokens_per_batch)
-                reference.append((clock() - started, flops()))
+        with counting_flops(True) as reference_flops:
+            fill(store, policy, sequences_of(steps[0]), tokens_per_batch=settings.tokens_per_batch)
+        started = clock()
+        fill(store, policy, sequences_of([pair for step in steps[1:] for pair in step]), tokens_per_batch=settings.tokens_per_batch)
+        seconds_per_token = (clock() - started) / sum(map(unique_tokens, steps[1:]))
         conductor.tell({"tokens_per_pair": describe(steps[1:])})
         for number, pairs in enumerate(steps):
             conductor.wait_for_cue()
@@ -143,7 +143,8 @@ def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, setti
                 optimizer.zero_grad(set_to_none=True)
                 weights.publish()
                 seconds = clock() - started
-            conductor.tell(asdict(Turn(loss, seconds, reference[number][0], flops(), reference[number][1])))
+            reference_seconds = unique_tokens(pairs) * seconds_per_token
+            conductor.tell(asdict(Turn(loss, seconds, reference_seconds, flops(), 0 if number else reference_flops())))
 
 
 def play_trl(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str) -> None:
@@ -349,8 +350,12 @@ def describe(steps: Steps) -> dict[str, float]:
     pairs = sum(len(step) for step in steps)
     padded = sum(2 * len(step) * max(len(pair) for pair in step) for step in steps)
     plain = sum(len(s.prompt_ids) + len(s.response_ids) for step in steps for s in sequences_of(step))
-    unique = sum(count_unique_tokens(sequences_of(step)) for step in steps)
+    unique = sum(map(unique_tokens, steps))
     return {"padded_tokens": padded / pairs, "tokens": plain / pairs, "unique_tokens": unique / pairs}
+
+
+def unique_tokens(step: list[PreferenceExample]) -> int:
+    return count_unique_tokens(sequences_of(step))
 
 
 @contextmanager
