@@ -9,8 +9,9 @@ Each tool has a process of its own, as it has in use, and one waits while the ot
 TRL runs its own `train()`; Likelier runs the inside of `train/loop.py` after scoring the reference, as a run does.
 
     default   TRL as it comes: gradient checkpointing, the reference model in memory. Likelier's reference pass counts as part of its step.
-    best      TRL at its best: no checkpointing, reference log-probabilities computed beforehand, and the memory allocator set as Likelier's
-              command line sets it. Both reference passes are reported apart.
+    best      TRL at its best: no checkpointing, reference log-probabilities computed beforehand. Both reference passes are reported apart.
+
+`--kept-memory` gives TRL the allocator settings of Likelier's command line too (`likelier/allocator.py`), which a user of TRL would have to know of.
 
 The first step warms up: its FLOPs are counted and its time is not.
 """
@@ -217,7 +218,7 @@ def play_trl(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: 
 def play(tool: str, arguments: argparse.Namespace) -> None:
     """Be one of the players."""
     conductor = Conductor()
-    if tool != "trl-default":
+    if tool == "likelier" or arguments.kept_memory:
         keep_freed_memory()
     settings = train_settings(arguments)
     loaded = load_model(ModelSettings(name=arguments.model), dtype=DTYPES[settings.precision])
@@ -404,6 +405,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--tokens-per-batch", type=int, default=TrainSettings().tokens_per_batch, help="Likelier's, as in a recipe")
+    parser.add_argument("--kept-memory", action="store_true", help="TRL with Likelier's allocator settings too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--player", choices=["likelier", *(f"trl-{name}" for name in OPPONENTS)], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
