@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from likelier import models
 from likelier.errors import ModelError
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import PromptResponse
 from likelier.models import (
     add_adapter,
     as_reference,
@@ -22,6 +25,7 @@ from likelier.models import (
     fingerprint,
     import_gguf,
     load_model,
+    load_trained,
     locate,
     pick_precision,
     save_trained,
@@ -323,6 +327,27 @@ def test_what_was_trained_is_saved_whole_and_loads_again(tmp_path):
     assert (tmp_path / "run" / "model" / "README.md").read_text() == "# second"
     again = PeftModel.from_pretrained(tiny_model(), tmp_path / "run" / "model").eval()
     assert logits(again).equal(logits(model))
+
+
+@pytest.mark.parametrize("engine", ["nodes", "plain"])
+@pytest.mark.parametrize("off", [False, True])
+def test_an_adapter_read_back_in_bf16_scores_as_it_did_in_training_bit_for_bit(engine, off, folder, tmp_path):
+    """Training holds it in fp32 under autocast, reading back holds what autocast makes of it; and rotary frequencies stay in fp32."""
+    base = ModelSettings(name=str(folder))
+    model = add_adapter(load_model(base, dtype=torch.bfloat16, device=CPU).model, AdapterSettings(rank=4), seed=0)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_trained(model, tiny_tokenizer(), tmp_path / "model", card="")
+    read_back = load_trained(tmp_path / "model", base, dtype=torch.bfloat16, device=CPU).model
+    assert {parameter.dtype for parameter in read_back.parameters()} == {torch.bfloat16}
+    sequences = [PromptResponse(tuple(range(2, 40)), tuple(range(first, first + 20))) for first in (60, 90)]
+
+    def scored(model):
+        with torch.no_grad(), as_reference(model) if off else nullcontext():
+            return torch.cat(Scorer(model, engine=engine, precision="bf16").token_logps(sequences))
+
+    assert scored(read_back).equal(scored(model))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -232,7 +232,9 @@ def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, d
     try:
         with _older_names():
             adapted = PeftModel.from_pretrained(loaded.model, folder)
-        loaded.model = adapted.to(dtype).eval()  # autocast would round the adapter's fp32 weights alike, but at every call
+        for parameter in adapted.parameters():  # autocast would round the adapter's fp32 weights alike, but at every call; buffers stay fp32
+            parameter.data = parameter.data.to(dtype)
+        loaded.model = adapted.eval()
     except (RuntimeError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:400]
         raise ModelError(f"{folder}: this adapter does not fit `{settings.name}` ({reason}).") from problem

@@ -250,16 +250,6 @@ def test_pitfall_21_with_the_adapter_off_the_model_is_its_base_bit_for_bit(engin
         assert torch.cat(scorer.token_logps(sequences)).equal(moved)
 
 
-@pytest.mark.parametrize("engine", ["nodes", "plain"])
-def test_an_adapter_read_back_in_bf16_scores_as_it_did_in_training_bit_for_bit(engine, tiny, sequences):
-    """Training holds it in fp32 under autocast; evaluation holds what autocast makes of it."""
-    model = adapted(tiny("llama").bfloat16())
-    with torch.no_grad():
-        trained = torch.cat(Scorer(model, engine=engine, precision="bf16").token_logps(sequences))
-        read_back = torch.cat(Scorer(model.to(torch.bfloat16), engine=engine, precision="bf16").token_logps(sequences))
-    assert read_back.equal(trained)
-
-
 def test_the_adapter_is_back_on_after_an_error(tiny, sequences):
     model = adapted(tiny("llama"))
     scorer = Scorer(model, engine="nodes", precision="fp32")
