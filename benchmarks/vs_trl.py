@@ -46,16 +46,16 @@ from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
 from likelier.errors import LikelierError
 from likelier.examples import PreferenceExample
-from likelier.logprobs.pairs import cut_pairs, score_pairs, sequences_of
+from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import DTYPES, Scorer, choose_engine
 from likelier.logprobs.tree import count_unique_tokens
 from likelier.models import LoadedModel, load_model
 from likelier.objectives import make_objective
 from likelier.recipe import ModelSettings, TrainSettings
+from likelier.train.loop import add_gradients
 from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder
-from likelier.train.tally import Tally
 
 PAIRS_PER_STEP = 8
 LEARNING_RATE = 1e-5
@@ -130,14 +130,7 @@ def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, setti
             conductor.wait_for_cue()
             with counting_flops(number == 0) as flops:
                 started = clock()
-                tally = Tally(objective)
-                with policy.unchanged_weights():
-                    for batch in cut_pairs(pairs, settings.tokens_per_batch):
-                        logps = score_pairs(policy, store, batch)
-                        losses_B = objective.losses(logps)
-                        (losses_B.sum() / len(pairs)).backward()
-                        weights.collect_gradients()
-                        tally.add(losses_B, logps)
+                tally, _ = add_gradients(policy, weights, store, pairs, objective, tokens_per_batch=settings.tokens_per_batch)
                 loss = tally.row()["loss"]
                 torch.nn.utils.clip_grad_norm_(weights.parameters, settings.max_grad_norm).item()
                 optimizer.step()

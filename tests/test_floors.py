@@ -13,7 +13,7 @@ import likelier
 
 SOURCE = Path(likelier.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["allocator", "errors", "records", "examples", "recipe", "rundir"], 0),
+    **dict.fromkeys(["allocator", "atomic", "errors", "records", "examples", "recipe", "rundir"], 0),
     **dict.fromkeys(["data", "objectives", "metrics"], 1),
     **dict.fromkeys(["logprobs", "models", "generation", "probes"], 2),
     **dict.fromkeys(["train", "evaluate", "mine", "report", "label"], 3),

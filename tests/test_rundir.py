@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from likelier import rundir
+from likelier import atomic
 from likelier.errors import RunError
 from likelier.rundir import RunDir, read_json, read_jsonl, write_atomic, write_json, write_jsonl
 
@@ -104,7 +104,7 @@ def test_lines_hold_any_text(run):
 def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.json"
     write_atomic(path, "old")
-    monkeypatch.setattr(rundir.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, "new and longer")
     assert path.read_text() == "old"

@@ -16,12 +16,11 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from likelier.atomic import atomic_file
 from likelier.errors import RunError
 
 
@@ -90,19 +89,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: readers never see half of it, whenever the writer dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a whole file or nothing."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

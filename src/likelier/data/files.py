@@ -13,11 +13,8 @@ import csv
 import gzip
 import json
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
 from importlib import resources
@@ -29,6 +26,7 @@ from typing import IO, Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from likelier.atomic import atomic_file
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
 
@@ -331,27 +329,10 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     if ending not in WRITERS:
         raise DataError(f"{path}: records are written as {', '.join(WRITERS)}; name the file so.")
     try:
-        with _atomic(path) as file:
+        with atomic_file(path) as file:
             WRITERS[ending](file, rows)
     except OSError as problem:
         raise DataError(f"{path}: this file cannot be written ({_brief(problem)}).") from None
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place when the block ends well, and leaves no trace otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _write_json_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:

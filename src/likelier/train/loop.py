@@ -56,15 +56,7 @@ def fit(
     while state.step < order.steps and not _stale(state, settings):
         started = time.perf_counter()
         pairs = order.step(state.step)
-        tally, tokens = Tally(objective), 0
-        with policy.unchanged_weights():
-            for batch in cut_pairs(pairs, settings.tokens_per_batch):
-                logps = score_pairs(policy, reference, batch)
-                losses_B = objective.losses(logps)
-                (losses_B.sum() / len(pairs)).backward()
-                weights.collect_gradients()
-                tally.add(losses_B, logps)
-                tokens += policy.last_tokens
+        tally, tokens = add_gradients(policy, weights, reference, pairs, objective, tokens_per_batch=settings.tokens_per_batch)
         row = tally.row()
         if state.step == 0:
             _check_first_loss(row, objective, policy, state)
@@ -88,6 +80,29 @@ def fit(
         if _due(state.step, settings.checkpoint_every, last) and not last:
             checkpoint.save(run.checkpoints, weights, optimizer, state)
     return state, "early stop: held-out accuracy no longer rose" if _stale(state, settings) else "all steps done"
+
+
+def add_gradients(
+    policy: Scorer,
+    weights: MasterWeights,
+    reference: ReferenceStore | None,
+    pairs: Sequence[PreferenceExample],
+    objective: Objective,
+    *,
+    tokens_per_batch: int,
+) -> tuple[Tally, int]:
+    """Add the gradient of the mean loss over `pairs` to `weights`, batch by batch. Returns what was measured on the way, and the tokens that went
+    through the model."""
+    tally, tokens = Tally(objective), 0
+    with policy.unchanged_weights():
+        for batch in cut_pairs(pairs, tokens_per_batch):
+            logps = score_pairs(policy, reference, batch)
+            losses_B = objective.losses(logps)
+            (losses_B.sum() / len(pairs)).backward()
+            weights.collect_gradients()
+            tally.add(losses_B, logps)
+            tokens += policy.last_tokens
+    return tally, tokens
 
 
 def _evaluate(
