@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from likelier.cli import COMMANDS, main
 from tests.train.conftest import model_folder, pair_rows  # noqa: F401  (a fixture)
@@ -137,6 +138,16 @@ def test_objective_settings_that_it_does_not_take(capsys, recipe_file):
     code, _, err = run(capsys, "train", str(recipe_file), "--objective.target-margin", "1")
     assert code == 2
     assert "target_margin" in err
+
+
+def test_no_memory_for_a_command_is_one_line(capsys, monkeypatch):
+    def report(run: str) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setitem(COMMANDS, "report", report)
+    code, _, error = run(capsys, "report", "runs/x")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "not enough memory" in error
 
 
 def test_debug_shows_the_traceback(recipe_file):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from likelier.allocator import keep_freed_memory
-from likelier.errors import LikelierError, did_you_mean
+from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 if TYPE_CHECKING:
     from likelier.train.progress import Progress
@@ -157,6 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"likelier: {problem}", file=sys.stderr)
         return problem.exit_code
+    except (RuntimeError, MemoryError) as problem:
+        if debug or not lacks_memory(problem):
+            raise
+        print("likelier: not enough memory. Take a smaller model, or end what else holds memory.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("likelier: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130

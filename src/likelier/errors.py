@@ -56,3 +56,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean `beta`?' for a near miss, else the empty string."""
     close = get_close_matches(word, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def lacks_memory(problem: BaseException) -> bool:
+    """Whether an allocation failed: on a GPU an error of its own type, on a CPU a RuntimeError that only its text tells apart."""
+    return isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(problem)

@@ -81,6 +81,12 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
     return LoadedModel(model.to(device or pick_device()).eval(), tokenizer, settings.name, path)
 
 
+def original_weights(settings: ModelSettings) -> dict[str, torch.Tensor]:
+    """The weights in fp32 by name, on the CPU, as the files hold them: what a model loaded in bf16 is the rounding of."""
+    model = load_model(settings, dtype=torch.float32, device=torch.device("cpu")).model
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def _refuse_gaps(report: dict[str, Any]) -> None:
     """transformers draws weights that a file lacks at random, and only says so. Raises ValueError."""
     if report["missing_keys"]:

@@ -11,6 +11,7 @@ import pytest
 from likelier.errors import RunError
 from likelier.metrics import Interval
 from likelier.report import changes, plots, write_report
+from likelier.report.view import tiles
 from likelier.report.wording import change, count, duration, estimate, number, quantity
 from likelier.rundir import RunDir, write_json
 
@@ -223,6 +224,16 @@ def test_cautions_stand_at_the_top(make_run: MakeRun) -> None:
     assert "3 training pairs of 963 could not be used" in text
 
 
+@pytest.mark.parametrize(
+    "reference, said",
+    [({"computed": 3}, "71 s more for the reference"), ({"computed": 0}, "had been scored before"), (None, "")],
+)
+def test_the_time_says_what_the_reference_took(run: RunDir, reference: dict[str, int] | None, said: str) -> None:
+    shown = {tile.label: tile for tile in tiles(run.read_manifest() | {"reference": reference}, None)}
+    assert said in shown["Training time"].note
+    assert bool(said) == bool(shown["Training time"].note)
+
+
 def test_many_samples_are_cut_and_counted(make_run: MakeRun) -> None:
     parsed = Tags(write_report(make_run(steps=3, samples=60)).read_text(encoding="utf-8"))
     assert sum(tag == "article" for tag, _ in parsed.tags) == 48
@@ -277,4 +288,4 @@ def test_numbers_read_well() -> None:
     assert (change(0.031, "share"), change(-4.5, "nats"), change(-0.0001, "share")) == ("+3.1 points", "−4.50 nats", "0.0 points")
     assert estimate(Interval(0.5, 0.25, 0.75), "share") == "50.0% (25.0 to 75.0)"
     assert (count(1, "pair"), count(1200, "pair"), count(2, "reply", "replies")) == ("1 pair", "1,200 pairs", "2 replies")
-    assert [duration(x) for x in (48, 720, 11_100, None)] == ["48 s", "12 min", "3 h 5 min", "–"]
+    assert [duration(x) for x in (0.1, 48, 720, 11_100, None)] == ["under 1 s", "48 s", "12 min", "3 h 5 min", "–"]

@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch import nn
 
@@ -45,6 +47,23 @@ def test_fp32_weights_are_their_own_masters_and_frozen_ones_have_none():
     assert list(weights.by_name) == ["0.weight", "1.weight"]
     assert weights.by_name["0.weight"] is model[0].weight
     assert weights.by_name["1.weight"].dtype == torch.float32
+
+
+def test_masters_begin_as_the_files_hold_them():
+    """What bf16 rounds away is there, so that an update far below the next number of bf16 moves some weights, and not none."""
+    torch.manual_seed(0)
+    precise = nn.Linear(100, 100, bias=False)
+    coarse = copy.deepcopy(precise).bfloat16()
+    weights = MasterWeights(coarse, {"weight": precise.weight})
+    assert weights.by_name["weight"].equal(precise.weight)
+    before = coarse.weight.detach().clone()
+    weights.publish()
+    assert coarse.weight.equal(before)  # policy and reference begin alike
+    with torch.no_grad():
+        weights.by_name["weight"] *= 1 + 2.0**-12  # a 32nd to a 16th of the way to the next number
+    weights.publish()
+    moved = (coarse.weight != before).float().mean().item()
+    assert 0.03 < moved < 0.063
 
 
 def test_a_weight_without_gradient_keeps_none():

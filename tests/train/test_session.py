@@ -18,6 +18,7 @@ from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
 from likelier.rundir import RunDir
 from likelier.train import checkpoint, session
+from likelier.train.master import MasterWeights
 from likelier.train.session import train_recipe
 from tests.train.conftest import changed
 
@@ -210,13 +211,57 @@ def test_non_finite_values_stop_the_run(recipe):
         train_recipe(changed(recipe, train={"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full"}))
 
 
-def test_not_enough_memory_is_one_clear_error(recipe, monkeypatch):
+@pytest.mark.parametrize("method, precision, begins_with", [("full", "bf16", "originals"), ("full", "fp32", None), ("lora", "bf16", None)])
+def test_full_fine_tuning_in_bf16_begins_with_the_weights_as_they_are_on_disk(recipe, method, precision, begins_with, monkeypatch):
+    given = []
+
+    def begin(model, originals):
+        given.append(originals and {name: weight.clone() for name, weight in originals.items()})
+        return MasterWeights(model, originals)
+
+    monkeypatch.setattr(session, "MasterWeights", begin)
+    run = train_recipe(changed(recipe, train={"method": method, "precision": precision, "epochs": 1}))
+    assert run.read_manifest()["reference"]["unchanged"] is True
+    assert (given[0] is not None) == (begins_with == "originals")
+    if begins_with:
+        on_disk = load_file(Path(recipe.model.name) / "model.safetensors")
+        assert all(given[0][name].equal(value) and given[0][name].dtype == torch.float32 for name, value in on_disk.items())
+
+
+def test_no_room_for_one_sequence_of_the_reference_is_one_clear_error(recipe, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(scorer_module.Scorer, "token_logps", full)
     monkeypatch.setattr(session, "choose_engine", lambda *a, **k: scorer_module.Parity("nodes", 0.0))
-    with pytest.raises(ModelError, match="not enough memory"):
+    with pytest.raises(ModelError, match="not enough memory to score one sequence"):
+        train_recipe(recipe)
+
+
+def test_a_run_that_found_no_memory_says_what_takes_less_and_goes_on_with_that(recipe, monkeypatch):
+    """What fails is a real allocation, of a petabyte, in the third step."""
+    truth = train_recipe(changed(recipe, out=recipe.out + "-truth"))
+    collect, calls = MasterWeights.collect_gradients, []
+
+    def greedy(self):
+        calls.append(1)
+        collect(self) if len(calls) < 3 else torch.empty(2**50)
+
+    monkeypatch.setattr(MasterWeights, "collect_gradients", greedy)
+    with pytest.raises(RunError, match=r"not enough memory to train.*train.tokens_per_batch \(here 1024\).*gradient_checkpointing"):
+        train_recipe(recipe)
+    monkeypatch.setattr(MasterWeights, "collect_gradients", collect)
+    run = train_recipe(changed(recipe, train={"tokens_per_batch": 100}))
+    assert run.read_manifest()["outcome"]["steps"] == truth.read_manifest()["outcome"]["steps"]
+    assert len(run.read_metrics("train")) == run.read_manifest()["outcome"]["steps"]
+
+
+def test_other_errors_of_the_runtime_are_not_called_a_lack_of_memory(recipe, monkeypatch):
+    def broken(self):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(MasterWeights, "collect_gradients", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
         train_recipe(recipe)
 
 

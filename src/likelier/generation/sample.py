@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from likelier.errors import ModelError
+from likelier.errors import ModelError, lacks_memory
 from likelier.examples import Ids
 from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.scorer import Precision
@@ -68,7 +68,9 @@ def generate(
         noise = LogitsProcessorList([GumbelNoise(temperature, seed, batch, causal_lm.device)] if temperature else [])
         try:
             return _continue(causal_lm, [prompts[i] for i in batch], settings, noise)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as problem:
+            if not lacks_memory(problem):
+                raise
             if len(batch) == 1:
                 raise ModelError(f"not enough memory for a reply to a prompt of {len(prompts[batch[0]])} tokens. Take a smaller model.") from None
         half = len(batch) // 2

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from likelier.errors import LikelierError, ModelError
+from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
 from likelier.logprobs.head import token_logps
 from likelier.logprobs.plain import plain_token_logps
@@ -106,7 +106,9 @@ class Scorer:
     def _score_or_split(self, sequences: Sequence[PromptResponse], batch: list[int]) -> Iterator[tuple[list[int], list[Tensor]]]:
         try:
             values = [v.cpu() for v in self.token_logps([sequences[i] for i in batch])]
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as problem:
+            if not lacks_memory(problem):
+                raise
             values = []
         if values:
             yield batch, values

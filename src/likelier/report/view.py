@@ -118,9 +118,16 @@ def tiles(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> list[Tile
     train = manifest["data"]["train"]
     shown.append(Tile("Training pairs", f"{train['pairs']:,}", f"on {count(train['prompts'], 'prompt')}"))
     if outcome := manifest.get("outcome"):
-        reference = duration(outcome.get("reference_seconds"))
-        shown.append(Tile("Training time", duration(outcome.get("seconds")), f"{reference} more for the reference" if reference != UNKNOWN else ""))
+        shown.append(Tile("Training time", duration(outcome.get("seconds")), _reference_time(manifest.get("reference"), outcome)))
     return shown
+
+
+def _reference_time(reference: Manifest | None, outcome: Manifest) -> str:
+    if not reference:
+        return ""
+    if not reference["computed"]:
+        return "the reference had been scored before"
+    return f"{duration(outcome.get('reference_seconds'))} more for the reference"
 
 
 def cautions(manifest: Manifest) -> list[str]:

@@ -54,11 +54,13 @@ def count(number_of: int, singular: str, plural: str | None = None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """48 s, 12 min, 3 h 5 min."""
+    """Under 1 s, 48 s, 12 min, 3 h 5 min."""
     if seconds is None:
         return UNKNOWN
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 90:
-        return f"{number(seconds if seconds < 10 else round(seconds))} s"
+        return f"{number(round(seconds, 1) if seconds < 10 else round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -39,13 +39,14 @@ def fit(
     settings: TrainSettings,
     run: RunDir,
     show: Progress,
+    weights: MasterWeights | None = None,
 ) -> tuple[State, str]:
     """Train `policy` in place, from the newest checkpoint in `run` if there is one. Returns its final state and why it ended.
 
     The gradient of a step is that of the mean loss over all its pairs, whatever batches they are cut into. Raises TrainingStopped if the
     first loss is not that of an untrained policy, or if a value is not finite.
     """
-    weights = MasterWeights(policy.model)
+    weights = weights or MasterWeights(policy.model)
     optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = PairOrder(examples, settings)
     newest = checkpoint.latest(run.checkpoints)

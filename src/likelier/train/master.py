@@ -2,7 +2,12 @@
 
 A bf16 number has 8 bits of precision, so that an update of a weight by less than 1/256 of it would be lost. The model's bf16 weights are therefore
 roundings of fp32 ones; batches add up their gradients, and AdamW steps, in fp32.
+
+The fp32 ones begin as the model's files hold them. Widened bf16 would all begin on a number of bf16, and no weight would move in the model until its
+updates add up to half the way to the next one; of weights between two numbers, some move at every step.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +19,18 @@ PART = 2**20
 
 
 class MasterWeights:
-    """The trainable weights of `model` in fp32, by name: itself where a weight is fp32 already (LoRA's, or a run in fp32), else a copy."""
+    """The trainable weights of `model` in fp32, by name: itself where a weight is fp32 already (LoRA's, or a run in fp32), else the value in
+    `originals` (`models.original_weights`), of which it is the rounding, or without that a widened copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> None:
         self.by_name: dict[str, Tensor] = {}
         self._held: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # held in bf16, its master, that one's gradient
         for name, parameter in trainable(model).items():
             if parameter.dtype == torch.float32:
                 self.by_name[name] = parameter
             else:
-                self.by_name[name] = parameter.detach().float().requires_grad_()
+                original = (originals or {}).get(name, parameter).detach()
+                self.by_name[name] = original.to(parameter.device, torch.float32).requires_grad_()
                 self._held.append((parameter, self.by_name[name], torch.empty_like(parameter, dtype=torch.float32)))
 
     @property

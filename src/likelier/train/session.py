@@ -19,7 +19,7 @@ import torch
 
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
-from likelier.errors import RunError, TrainingStopped
+from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
@@ -31,6 +31,7 @@ from likelier.models import (
     cache_dir,
     fingerprint,
     load_model,
+    original_weights,
     pick_device,
     pick_precision,
     recompute_activations,
@@ -43,6 +44,7 @@ from likelier.rundir import RunDir, write_atomic, write_json
 from likelier.train import checkpoint
 from likelier.train.card import model_card
 from likelier.train.loop import fit
+from likelier.train.master import MasterWeights
 from likelier.train.progress import Progress
 
 
@@ -104,7 +106,19 @@ def probe_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample
 
 def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
     """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first."""
-    show = show or Progress()
+    try:
+        return _train(recipe, show or Progress(), fresh=fresh)
+    except (RuntimeError, MemoryError) as problem:
+        if not lacks_memory(problem):
+            raise
+        raise RunError(
+            f"not enough memory to train this model. Less is taken by a smaller train.tokens_per_batch (here {recipe.train.tokens_per_batch}) and by "
+            "train.gradient_checkpointing: true, with which the same command goes on from the last checkpoint; then by train.method: lora, by a "
+            f"smaller data.max_length or model. ({' '.join(str(problem).split())[:200]})"
+        ) from problem
+
+
+def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
     run = RunDir(recipe.out)
     check_folder(run, recipe, fresh=fresh)
     prepared = prepare(recipe, show)
@@ -124,7 +138,9 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
                 computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=show.reference_scored)
             digest = store.digest(everything)
         reference_seconds = time.perf_counter() - started
-        state, ending = fit(policy, store, prepared.train.examples, prepared.held_out.examples, prepared.objective, settings, run, show)
+        masters = MasterWeights(policy.model, original_weights(recipe.model) if settings.method == "full" and policy.precision == "bf16" else None)
+        sides = prepared.train.examples, prepared.held_out.examples
+        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters)
     finally:
         show.close()
     unchanged = (
