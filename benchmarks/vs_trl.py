@@ -172,7 +172,7 @@ def main() -> None:
     if arguments.json:
         figures = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/vs_trl.py", *(Path(word).name if Path(word).exists() else word for word in sys.argv[1:])]),
+            "command": " ".join(["python", "benchmarks/vs_trl.py", *(Path(word).name for word in sys.argv[1:])]),
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
             "versions": {name: version(name) for name in ("likelier", "trl", "torch", "transformers")},
             "matches": matches,
