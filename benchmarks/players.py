@@ -83,9 +83,9 @@ def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, setti
 
     with tempfile.TemporaryDirectory() as folder:
         warm, store = (ReferenceStore(Path(folder), name) for name in ("warm-up", "benchmark"))
-        fill(warm, policy, sequences_of(steps[0]), tokens_per_batch=settings.tokens_per_batch)
         with counting_flops(True) as reference_flops:
             fill(warm, policy, sequences_of(steps[COUNTED]), tokens_per_batch=settings.tokens_per_batch)
+        fill(warm, policy, sequences_of(steps[0]), tokens_per_batch=settings.tokens_per_batch)
         timed = steps[WARM_UP:]
         started = clock()
         fill(store, policy, sequences_of([pair for step in timed for pair in step]), tokens_per_batch=settings.tokens_per_batch)

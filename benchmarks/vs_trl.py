@@ -168,16 +168,17 @@ def main() -> None:
         play(arguments.player, arguments)
         return
     opponents = list(OPPONENTS) if arguments.opponent == "both" else [arguments.opponent]
-    matches = {opponent: sum_up(hold_match(opponent, WARM_UP + timed_steps(arguments))) for opponent in opponents}
-    if arguments.json:
-        figures = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/vs_trl.py", *(Path(word).name for word in sys.argv[1:])]),
-            "machine": {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
-            "versions": {name: version(name) for name in ("likelier", "trl", "torch", "transformers")},
-            "matches": matches,
-        }
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "benchmarks/vs_trl.py", *(Path(word).name for word in sys.argv[1:])]),
+        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("likelier", "trl", "torch", "transformers")},
+        "matches": {},
+    }
+    for opponent in opponents:
+        figures["matches"][opponent] = sum_up(hold_match(opponent, WARM_UP + timed_steps(arguments)))
+        if arguments.json:  # after each match: the next one may find too little memory
+            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
