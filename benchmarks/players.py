@@ -25,7 +25,7 @@ from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import DTYPES, Scorer, choose_engine
 from likelier.logprobs.tree import count_unique_tokens
-from likelier.models import LoadedModel, load_model, original_weights
+from likelier.models import LoadedModel, load_model
 from likelier.objectives import make_objective
 from likelier.recipe import ModelSettings, TrainSettings
 from likelier.train.loop import add_gradients
@@ -77,7 +77,7 @@ def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, setti
     parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=pad_id)
     print(f"Likelier's engine: {parity.engine} ({parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
     policy = Scorer(loaded.model, engine=parity.engine, precision=settings.precision, pad_id=pad_id)
-    weights = MasterWeights(loaded.model, original_weights(ModelSettings(name=loaded.name)) if settings.precision == "bf16" else None)
+    weights = MasterWeights.of(loaded.model, ModelSettings(name=loaded.name))
     optimizer = torch.optim.AdamW(weights.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     objective = make_objective("dpo", beta=0.1)
 

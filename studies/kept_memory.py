@@ -12,8 +12,9 @@ import torch
 from common import embedded, in_turn, some_pairs
 
 from likelier.allocator import keep_freed_memory
-from likelier.logprobs.pairs import cut_pairs, sequences_of
 from likelier.logprobs.scorer import Scorer
+from likelier.objectives import make_objective
+from likelier.train.loop import add_gradients
 from likelier.train.master import MasterWeights
 
 STEPS = 6
@@ -28,12 +29,10 @@ def steps(data: str, kept: bool) -> None:
     scorer = Scorer(loaded.model, engine="nodes", precision="bf16")
     weights = MasterWeights(loaded.model)
     optimizer = torch.optim.AdamW(weights.parameters, lr=1e-6, fused=True)
+    objective = make_objective("simpo")  # which has no reference to score first
     faults = 0
     for number, _ in enumerate(sys.stdin):
-        for batch in cut_pairs(pairs[8 * number : 8 * number + 8], 1024):
-            logps = scorer.token_logps(sequences_of(batch))
-            sum(chosen.sum() - rejected.sum() for chosen, rejected in zip(logps[::2], logps[1::2], strict=True)).backward()
-            weights.collect_gradients()
+        add_gradients(scorer, weights, None, pairs[8 * number : 8 * number + 8], objective, tokens_per_batch=1024)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         weights.publish()

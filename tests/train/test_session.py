@@ -215,11 +215,13 @@ def test_non_finite_values_stop_the_run(recipe):
 def test_full_fine_tuning_in_bf16_begins_with_the_weights_as_they_are_on_disk(recipe, method, precision, begins_with, monkeypatch):
     given = []
 
-    def begin(model, originals):
-        given.append(originals and {name: weight.clone() for name, weight in originals.items()})
-        return MasterWeights(model, originals)
+    begin = MasterWeights.__init__
 
-    monkeypatch.setattr(session, "MasterWeights", begin)
+    def watched(self, model, originals=None):
+        given.append(originals and {name: weight.clone() for name, weight in originals.items()})
+        begin(self, model, originals)
+
+    monkeypatch.setattr(MasterWeights, "__init__", watched)
     run = train_recipe(changed(recipe, train={"method": method, "precision": precision, "epochs": 1}))
     assert run.read_manifest()["reference"]["unchanged"] is True
     assert (given[0] is not None) == (begins_with == "originals")

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from likelier.models import trainable
+from likelier.models import original_weights, trainable
+from likelier.recipe import ModelSettings
 
 PART = 2**20
 """Elements added at once: to add bf16 to fp32 torch makes an fp32 copy, which had better be small."""
@@ -29,9 +30,15 @@ class MasterWeights:
             if parameter.dtype == torch.float32:
                 self.by_name[name] = parameter
             else:
-                original = (originals or {}).get(name, parameter).detach()
+                original = parameter.detach() if originals is None else originals[name]
                 self.by_name[name] = original.to(parameter.device, torch.float32).requires_grad_()
                 self._held.append((parameter, self.by_name[name], torch.empty_like(parameter, dtype=torch.float32)))
+
+    @classmethod
+    def of(cls, model: nn.Module, settings: ModelSettings) -> "MasterWeights":
+        """Those of a model loaded by `settings`, whose files are read again where bf16 has rounded what is trained."""
+        rounded = any(parameter.dtype != torch.float32 for parameter in trainable(model).values())
+        return cls(model, original_weights(settings) if rounded else None)
 
     @property
     def parameters(self) -> list[Tensor]:

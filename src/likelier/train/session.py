@@ -31,7 +31,6 @@ from likelier.models import (
     cache_dir,
     fingerprint,
     load_model,
-    original_weights,
     pick_device,
     pick_precision,
     recompute_activations,
@@ -138,7 +137,7 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
                 computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=show.reference_scored)
             digest = store.digest(everything)
         reference_seconds = time.perf_counter() - started
-        masters = MasterWeights(policy.model, original_weights(recipe.model) if settings.method == "full" and policy.precision == "bf16" else None)
+        masters = MasterWeights.of(policy.model, recipe.model)
         sides = prepared.train.examples, prepared.held_out.examples
         state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters)
     finally:

@@ -1,4 +1,4 @@
-"""Counted FLOPs of a training step of all weights, over the least for its unique tokens. Usage: python studies/counted_flops.py [DATA]
+"""Counted FLOPs of a training step of all weights, over the least for its unique tokens. Usage: python benchmarks/counted_flops.py [DATA]
 
 The least: 2 · weights for each token of the prefix tree, the head's for scored tokens only, attention as two products of each query with the keys
 of its own context (rectangles, as torch counts them); all three times, once forwards and twice backwards. Fused attention keeps no scores and
@@ -8,39 +8,38 @@ multiplies queries and keys once more on the way back: five products there, not 
 import sys
 
 import torch
-from common import embedded, some_pairs
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
+from likelier.data.chat import Encoder
+from likelier.data.formats import read_all
 from likelier.logprobs.pairs import cut_pairs, sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import build_tree
+from likelier.models import load_model
+from likelier.recipe import ModelSettings
+from players import counting_flops
 
-ATEN = torch.ops.aten
-CPU_ATTENTION = {
-    ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__,
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop.__wrapped__,
-}
 PAIRS_PER_STEP, STEPS = 16, 3
 
 
 def main() -> None:
-    loaded = embedded(torch.bfloat16)
+    loaded = load_model(ModelSettings(), dtype=torch.bfloat16)
     config = loaded.model.config
     layers = loaded.model.model.layers
     body = sum(weight.numel() for weight in layers.parameters() if weight.dim() == 2)
     head, width = loaded.model.lm_head.weight.numel(), config.num_attention_heads * config.head_dim
     scorer = Scorer(loaded.model, engine="nodes", precision="bf16")
-    pairs = some_pairs(sys.argv[1] if len(sys.argv) > 1 else "embedded:support", STEPS * PAIRS_PER_STEP, loaded.tokenizer)
+    records = read_all([sys.argv[1] if len(sys.argv) > 1 else "embedded:support"], on_bad=lambda _: None)
+    pairs = Encoder(loaded.tokenizer, max_length=1024).encode_pairs(records[: 2 * STEPS * PAIRS_PER_STEP]).examples
     for number in range(STEPS):
         step = pairs[number * PAIRS_PER_STEP : (number + 1) * PAIRS_PER_STEP]
         tree = build_tree(sequences_of(step))
         scores = sum((node.stop - node.start) * (node.depth + node.stop - node.start) for node in tree.nodes)
         product = 2 * len(layers) * width * scores
         linear = 3 * 2 * (body * len(tree) + head * len(tree.targets_E))
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with counting_flops(True) as flops:
             for batch in cut_pairs(step, 1024):
                 torch.cat(scorer.token_logps(sequences_of(batch))).sum().backward()
-        counted = counter.get_total_flops()
+        counted = flops()
         least, fused = (linear + (2 + backwards) * product for backwards in (4, 5))
         ratios = f"{counted / least:.4f} times the least, {counted / fused:.4f} times that with fused attention"
         print(f"step {number + 1}: {len(tree)} unique tokens, {counted / 1e9:,.0f} GFLOP counted, {ratios}")
