@@ -13,15 +13,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from likelier import models
+from likelier import model_files, models
 from likelier.errors import ModelError
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.model_files import cache_dir, embedded_gguf
 from likelier.models import (
     add_adapter,
     as_reference,
-    cache_dir,
-    embedded_gguf,
     fingerprint,
     import_gguf,
     load_model,
@@ -179,9 +178,9 @@ def test_the_embedded_model_is_found_without_importing_its_package(monkeypatch, 
     (package / "__init__.py").write_text("raise RuntimeError('this package is never imported')")
     (package / "weights.gguf").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "made_up_package")
+    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "made_up_package")
     assert embedded_gguf() == package / "weights.gguf"
-    monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "no_such_package_at_all")
     assert embedded_gguf() is None
     assert locate("embedded") == models.EMBEDDED_ON_HUB
 

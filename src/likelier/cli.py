@@ -50,11 +50,15 @@ def train(arguments: Sequence[str]) -> None:
         recipe: Annotated[Recipe, tyro.conf.arg(name="")]
         fresh: bool = False
         """Remove an earlier run in the same folder first."""
+        accept: tuple[str, ...] = ()
+        """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
         report: bool = True
         """Evaluate and write the report when training has ended."""
 
     command = tyro.cli(Command, prog="likelier train RECIPE", args=rest, default=Command(loaded), description=train.__doc__)
-    recipe = parse_recipe(command.recipe.model_dump(mode="json"), where=str(path))
+    settings = command.recipe.model_dump(mode="json")
+    settings["audit"]["accept"] += command.accept
+    recipe = parse_recipe(settings, where=str(path))
     with _progress() as show:
         if command.report:
             from likelier.pipeline import train_and_report
@@ -106,6 +110,62 @@ def convert(src: str, dst: Path) -> None:
     print(f"{dst}: {len(pairs)} pairs, data set {dataset_id(pairs)}")
 
 
+def audit(
+    data: tuple[str, ...],
+    model: str = "",
+    against: tuple[str, ...] = (),
+    json: Path | None = None,
+    html: Path | None = None,
+    recipe: Path | None = None,
+) -> None:
+    """Say what preference pairs would really teach: bias, duplicates, contradictions, secrets, shortcuts. Exit code 1 on a fatal finding.
+
+    Args:
+        data: files of preference pairs.
+        model: count tokens as this model does: `embedded`, a folder, a .gguf file or a hub name.
+        against: held-out files; a prompt that stands in both is a leak.
+        json: write all findings here.
+        html: write them as one page, with plots.
+        recipe: take the limits from this recipe's `audit` section.
+    """
+    import os
+
+    from likelier.audit.run import audit as run_audit
+    from likelier.audit.terminal import show_audit
+    from likelier.data.tokenizer_files import TokenCounter
+    from likelier.errors import Refused
+    from likelier.model_files import tokenizer_folder
+    from likelier.recipe import load_recipe
+    from likelier.rundir import write_atomic
+    from likelier.thresholds import AuditSettings
+
+    limits = load_recipe(recipe).audit if recipe else AuditSettings()
+    counter = TokenCounter(tokenizer_folder(model)) if model else None
+    found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=os.cpu_count() or 1)
+    show_audit(found)
+    if json:
+        write_atomic(json, found.to_json())
+    if html:
+        from likelier.report.audit_page import write_audit_page
+
+        write_audit_page(found, html)
+    if fatal := found.fatal():
+        raise Refused(f"{len(fatal)} fatal {'finding' if len(fatal) == 1 else 'findings'}: {', '.join(f.check for f in fatal)}.")
+
+
+def fix(data: tuple[str, ...], dst: Path, do: tuple[str, ...], model: str = "", recipe: Path | None = None) -> None:
+    """Apply safe mends to preference pairs, each by its name, and write what stays as a new version.
+
+    Args:
+        data: files of preference pairs.
+        dst: a .jsonl, .jsonl.gz or .parquet file.
+        do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio, drop-over-long,
+            drop-cut-off, balance-length, mask-secrets.
+        model: count tokens as this model does, for drop-over-long.
+        recipe: take the limits from this recipe's `audit` section.
+    """
+
+
 def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt") -> None:
     """Split pairs into DATA.train.jsonl and DATA.eval.jsonl, all pairs of a prompt (or group) on one side.
 
@@ -128,6 +188,7 @@ def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "audit": audit,
     "convert": convert,
     "split": split,
     "train": train,

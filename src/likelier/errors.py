@@ -29,6 +29,8 @@ class RequestError(LikelierError, ValueError):
 class DataError(RequestError):
     """A data file, row or field is not usable; the message names it."""
 
+    kind = "malformed"
+
 
 class RecipeError(RequestError):
     """A setting is unknown, missing or out of range; the message names it."""

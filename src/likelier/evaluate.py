@@ -24,7 +24,8 @@ from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import Statistic, bootstrap, bootstrap_difference, calibration, correct, has_apology, in_a_loop
-from likelier.models import LoadedModel, as_reference, cache_dir, fingerprint, load_model, load_trained
+from likelier.model_files import cache_dir
+from likelier.models import LoadedModel, as_reference, fingerprint, load_model, load_trained
 from likelier.objectives import Logps, Objective, Responses, make_objective
 from likelier.probes import Question, neutral_prompts, questions
 from likelier.recipe import Recipe, load_recipe

