@@ -12,11 +12,8 @@ What a row means is the business of `formats.py`. A new container is one functio
 import csv
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date, time
-from decimal import Decimal
 from importlib import resources
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -27,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from likelier.atomic import atomic_file
+from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
 
@@ -264,51 +262,12 @@ def _without_nulls(value: Any) -> Any:
 
 def _row(value: Any, number: int, where: str, stem: str, *, table: bool) -> Row:
     try:
-        value = DataError(f"{where}: {value}") if isinstance(value, ValueError) else plain(value)
+        value = DataError(str(value), where=where) if isinstance(value, ValueError) else plain(value)
     except ValueError as problem:
-        value = DataError(f"{where}: {problem}")
+        value = DataError(str(problem), where=where)
     except RecursionError:
-        value = DataError(f"{where}: this row's JSON is nested too deeply.")
+        value = DataError("this row's JSON is nested too deeply.", where=where)
     return Row(value, number, where, stem, table)
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types, so that it can be hashed, written and read back. Raises ValueError naming the field."""
-    match value:
-        case None | bool() | int():
-            return value
-        case str():
-            if not value.isascii():
-                _check_characters(value)
-            return value
-        case float():
-            if not math.isfinite(value):
-                raise ValueError(f"{value} is not a number that JSON can hold. Write null, or leave the field out.")
-            return value
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case dict():
-            return {plain(name): _named(name, field) for name, field in value.items()}
-        case date() | time():
-            return value.isoformat()
-        case Decimal():
-            return plain(float(value))
-    raise ValueError(f"a value of type {type(value).__name__} is not text, number, list or object. Leave the field out.")
-
-
-def _named(name: str, field: Any) -> Any:
-    try:
-        return plain(field)
-    except ValueError as problem:
-        raise ValueError(f"`{name!s}`: {problem}") from None
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        half = ascii(text[problem.start])
-        raise ValueError(f"this text holds {half}, half of a character (a lone surrogate). Write the whole character or remove it.") from None
 
 
 def _brief(problem: BaseException) -> str:
