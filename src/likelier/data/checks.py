@@ -23,7 +23,7 @@ def record(fields: Fields) -> Record:
 
     Raises DataError for whatever could not be trained on or would teach what nobody meant.
     """
-    return _pair(fields) if "chosen" in fields else _labelled(fields)
+    return _pair(fields) if "chosen" in fields and "rejected" in fields else _labelled(fields)
 
 
 def tie_in(fields: Fields) -> str | None:

@@ -305,14 +305,18 @@ def _write_gzip(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
-    """Lists and objects go into text columns as JSON, because Arrow would give all structs the keys of each."""
-    columns = {name: pa.float64() if name in ("weight", "margin") else pa.string() for name in ("prompt", "chosen", "rejected", *EXTRAS)}
-    schema = pa.schema(columns)
+    """Lists and objects go into text columns as JSON, because Arrow would give all structs the keys of each. The first row says which sides there
+    are: all rows are pairs, or all are unpaired."""
+    rows = iter(rows)
+    batch = list(islice(rows, 1000))
+    sides = ("completion", "label") if batch and "completion" in batch[0] else ("chosen", "rejected")
+    types = {"weight": pa.float64(), "margin": pa.float64(), "label": pa.bool_()}
+    schema = pa.schema({name: types.get(name, pa.string()) for name in ("prompt", *sides, *EXTRAS)})
     with pq.ParquetWriter(file, schema) as writer:
-        rows = iter(rows)
-        while batch := list(islice(rows, 1000)):
+        while batch:
             cells = [{name: _json_text(field) if isinstance(field, list | dict) else field for name, field in row.items()} for row in batch]
             writer.write_table(pa.Table.from_pylist(cells, schema=schema))
+            batch = list(islice(rows, 1000))
 
 
 def _json_text(value: Any) -> str:

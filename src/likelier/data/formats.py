@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from likelier.data.cells import from_cells
 from likelier.data.checks import record, tie, tie_in
@@ -19,14 +19,23 @@ from likelier.data.shapes import Shape, check_fits, named, shape_of
 from likelier.data.shapes.lists import Candidates, Pairing, pairs_of
 from likelier.data.targets import target_named
 from likelier.errors import DataError
-from likelier.records import Labelled, Pair, Record
+from likelier.records import Pair, Record
 
 OnBad = Callable[[DataError], None]
 """Called with the fault of each row that is left out."""
 
-AnyRecord = TypeVar("AnyRecord", Pair, Labelled)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 BEST_AND_WORST = Pairing()
+
+
+class Written(NamedTuple):
+    """What has become of records that were written."""
+
+    records: Counter[str]
+    """How many of each kind the file holds: "pair", "unpaired record"."""
+    lost: Counter[str]
+    """How often a field did not fit: "weight", "meta.lang", "message.name"."""
 
 
 def stop(problem: DataError) -> None:
@@ -74,34 +83,54 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     write_records(path, pairs)
 
 
-def write_records(path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop) -> Counter[str]:
-    """Write records as a file; returns how often each field did not fit into it.
+def write_records(path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop) -> Written:
+    """Write records as a file; returns how many it holds, and how often each field did not fit.
 
     In the canonical shape (`to` is None), as `.jsonl`, `.jsonl.gz` or `.parquet`, every field fits, and reading the file gives equal records.
-    `to` names another tool's format (see `targets.py`), written as `.jsonl` or `.jsonl.gz`. The file appears whole or not at all.
+    `to` names another tool's format (see `targets.py`), written as `.jsonl` or `.jsonl.gz`. Pairs and unpaired records go into one file only as
+    canonical JSONL. The file appears whole or not at all.
 
     Raises RequestError for an unknown target, and DataError for another ending, where the file cannot be written, and for a record that the
-    format cannot hold at all, unless `on_bad` takes it.
+    file cannot hold at all, unless `on_bad` takes it.
     """
-    lost: Counter[str] = Counter()
-    if to is None:
-        write_rows(path, (each.as_dict() for each in records))
-        return lost
-    write = target_named(to)
-    if Path(path).suffix.lower() == ".parquet":
+    done = Written(Counter(), Counter())
+    write = target_named(to) if to else _canonical
+    is_table = Path(path).suffix.lower() == ".parquet"
+    if to and is_table:
         raise DataError(f"{path}: the format `{to}` is written as .jsonl or .jsonl.gz; name the file so.")
-    write_rows(path, _as_rows(records, write, lost, on_bad))
-    return lost
+    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to or is_table else records, write, done, on_bad))
+    return done
 
 
-def _as_rows(records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], lost: Counter[str], on_bad: OnBad) -> Iterator[Fields]:
+def _canonical(record: Record, lost: Counter[str]) -> Fields:
+    return record.as_dict()
+
+
+def _rows_of(records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], done: Written, on_bad: OnBad) -> Iterator[Fields]:
     for each in records:
         try:
-            row = write(each, lost)
+            row = write(each, done.lost)
         except DataError as problem:
-            on_bad(DataError(problem.fault, kind=problem.kind, where=f"record {each.id or '(without id)'}"))
+            on_bad(DataError(problem.fault, kind=problem.kind, where=_called(each)))
         else:
+            done.records["pair" if isinstance(each, Pair) else "unpaired record"] += 1
             yield row
+
+
+def _of_one_kind(records: Iterable[Record], on_bad: OnBad) -> Iterator[Record]:
+    """The records that are of the first one's kind: columns hold pairs, or replies with labels."""
+    first: type[Record] | None = None
+    for each in records:
+        first = first or type(each)
+        if isinstance(each, first):
+            yield each
+        else:
+            fault = "the first record was of the other kind, and such a file holds either pairs or unpaired records. Write two, or canonical .jsonl."
+            on_bad(DataError(fault, kind="unpaired", where=_called(each)))
+
+
+def _called(record: Record) -> str:
+    return f"record {record.id or '(without id)'}"
 
 
 def _read(

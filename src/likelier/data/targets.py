@@ -29,7 +29,8 @@ def trl(record: Record, lost: Lost) -> Fields:
 def openai(record: Record, lost: Lost) -> Fields:
     """OpenAI's preference fine-tuning: messages and tools, and nothing else."""
     if isinstance(record, Labelled):
-        raise DataError("this record judges one reply, and OpenAI's preference format holds pairs only. Write it as trl or llamafactory.", kind="unpaired")
+        fault = "this record judges one reply, and OpenAI's preference format holds pairs only. Write it for trl or llamafactory."
+        raise DataError(fault, kind="unpaired")
     strangers = {message.role for message in (*record.chosen, *record.rejected)} - {"assistant", "tool"}
     if strangers:
         raise DataError(f"a reply holds a message of the {min(strangers)}; OpenAI's outputs hold the assistant's and tools' only. Cut it.")
@@ -58,12 +59,18 @@ def llamafactory(record: Record, lost: Lost) -> Fields:
     sides = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
     if any(side is not (at % 2 == 0) for at, side in enumerate(sides)) or (len(sides) % 2 == 0) is isinstance(record, Pair):
         raise DataError("its turns do not alternate between user (or tool) and assistant, beginning and ending the prompt with the user's. Drop it.")
-    if system:
-        row["system"] = system
     columns = _columns(record, LLAMAFACTORY_FIELDS, lost)
-    if "tools" in columns:
-        columns["tools"] = _json_text([_bare(tool) for tool in columns["tools"]])
+    tools = columns.pop("tools", None)
+    row |= {"system": system, "tools": _json_text([_bare(tool) for tool in tools]) if tools else ""}
     return {**row, **{name: getattr(record, name) for name in COLUMNS if _is_set(record, name)}, **columns}
+
+
+def dataset_info(file_name: str, *, paired: bool) -> Fields:
+    """What LLaMA-Factory's dataset_info.json must say of a file that `llamafactory` wrote."""
+    columns = {"messages": "conversations", "system": "system", "tools": "tools"}
+    if paired:
+        return {"file_name": file_name, "formatting": "sharegpt", "ranking": True, "columns": columns | {"chosen": "chosen", "rejected": "rejected"}}
+    return {"file_name": file_name, "formatting": "sharegpt", "columns": columns | {"kto_tag": "kto_tag"}}
 
 
 TARGETS: dict[str, Callable[[Record, Lost], Fields]] = {"trl": trl, "openai": openai, "llamafactory": llamafactory}

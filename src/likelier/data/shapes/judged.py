@@ -18,7 +18,7 @@ DOWN = ("down", "thumbs_down", "thumbsdown", "thumbs down", "👎", "-1", "false
 
 
 def is_unpaired(row: Fields) -> bool:
-    return "prompt" in row and "completion" in row and "label" in row
+    return "prompt" in row and "completion" in row and "label" in row and not ("chosen" in row and "rejected" in row)
 
 
 def has_labelled_messages(row: Fields) -> bool:
@@ -70,5 +70,3 @@ def _thumb(value: Any, field: str) -> tuple[bool, Fields]:
     if word in UP or word in DOWN:
         return word in UP, details
     raise DataError(f"`{field}` is {shown(value)}, which is neither up nor down. Write up or down, 1 or -1, true or false.")
-
-

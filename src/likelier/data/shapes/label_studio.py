@@ -55,8 +55,8 @@ def rows(fields: Fields) -> Iterator[Fields]:
         words = {name: value for name, value in task.items() if isinstance(value, str) and name not in (*PROMPTS, *replies)}
         results = {name: value for name, value in words.items() if names_side(value)}
     if len(results) != 1:
-        found = f"the results of {len(results)} controls" if results else "no result of a pairwise comparison or of a choice"
-        raise DataError(f"this annotation holds {found}. Keep the one that says which reply is better.", kind="malformed" if results else "unlabelled")
+        found, kind = (f"{len(results)} results of comparisons or choices", "malformed") if results else ("no comparison and no choice", "unlabelled")
+        raise DataError(f"this annotation holds {found}. Keep the one that says which reply is better.", kind=kind)
     [(control, said)] = results.items()
     yield _preference(without(task, control), said, [], {**_annotator(about.pop("annotator", None)), **about})
 

@@ -1,6 +1,6 @@
 """Rows that hold several replies to one prompt, each with a score or a rank, and the pairs that such a list gives.
 
-    prompt, replies, scores ──pairing──▶ best and worst, or every two that differ; a score gap that is asked for is kept
+prompt, replies, scores ──pairing──▶ best and worst, or every two that differ; a score gap that is asked for is kept
 """
 
 import math
@@ -185,13 +185,13 @@ def _ranks(values: list[Any], field: str, replies: list[Fields]) -> list[float |
     counted_from = 0 if field == "order" or 0 in places else 1
     if sorted(places) != list(range(counted_from, counted_from + len(replies))):
         raise DataError(f"`{field}` does not list every reply once, best first. If it gives each reply's rank (1 is best), name it `ranks`.")
-    ranks = [float(places.index(at + counted_from) + 1) for at in range(len(places))]
-    if field == "ranking" and [rank - 1 + counted_from for rank in ranks] != [float(place) for place in places]:
+    positions = [places.index(at + counted_from) for at in range(len(places))]
+    if field == "ranking" and [position + counted_from for position in positions] != places:
         raise DataError(
             "`ranking` can be read in two ways that disagree. Name it `ranks` if it gives each reply's rank (1 is best), "
             "or `order` if it lists the replies' positions, best first, counted from 0."
         )
-    return ranks
+    return [float(position + 1) for position in positions]
 
 
 def _ranks_by_name(values: list[str], field: str, replies: list[Fields]) -> list[float | None]:

@@ -1,7 +1,6 @@
 """Rows that hold both replies: `chosen` and `rejected`, with the prompt beside them or in front of them."""
 
 from collections.abc import Iterator
-from os.path import commonprefix
 from typing import Any
 
 from likelier.data.fields import Fields, without
@@ -81,9 +80,11 @@ def shared_beginning(fields: Fields) -> Iterator[Fields]:
 
     Two replies to a forgotten prompt that happen to begin alike look the same, so this is never guessed from a row.
     """
-    shared = commonprefix([fields["chosen"], fields["rejected"]])
-    cut = len(shared.rstrip()) if shared[-1:].isspace() else max((at for at, letter in enumerate(shared) if letter.isspace()), default=0)
-    yield {**fields, "prompt": shared[:cut], "chosen": fields["chosen"][cut:], "rejected": fields["rejected"][cut:]}
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    letters = enumerate(zip(chosen, rejected, strict=False))
+    fork = next((at for at, (one, other) in letters if one != other), min(len(chosen), len(rejected)))
+    cut = next((at for at in range(fork - 1, 0, -1) if chosen[at].isspace()), 0)
+    yield {**fields, "prompt": chosen[:cut], "chosen": chosen[cut:], "rejected": rejected[cut:]}
 
 
 def edits(fields: Fields) -> Iterator[Fields]:

@@ -7,10 +7,9 @@ from likelier.data.checks import tie
 from likelier.data.fields import listed, shown
 from likelier.errors import DataError
 
-NUMBERED = re.compile(r"(.*?)[-_ ]?(1|2|a|b|left|right|first|second)", re.IGNORECASE)
-SAID = re.compile(
-    r"(?:the )?(?:response|answer|reply|model|option|output|completion|text|chat)?[-_ ]?(1|2|a|b|left|right|first|second)(?: is better)?", re.IGNORECASE
-)
+SIDE = "(1|2|a|b|left|right|first|second)"
+NUMBERED = re.compile(rf"(.*?)[-_ ]?{SIDE}", re.IGNORECASE)
+SAID = re.compile(rf"(?:the )?(?:response|answer|reply|model|option|output|completion|text|chat)?[-_ ]?{SIDE}(?: is better)?", re.IGNORECASE)
 FIRST = ("1", "a", "left", "first")
 EQUAL = ("tie", "tied", "draw", "equal", "same", "both", "neither", "both good", "both bad", "about the same", "no preference")
 
