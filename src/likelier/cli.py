@@ -95,19 +95,31 @@ def report(run: str) -> None:
     print(write_report(RunDir(run).require()))
 
 
-def convert(src: str, dst: Path) -> None:
-    """Read preference pairs of any known shape and write them as canonical records.
+def convert(
+    src: str,
+    dst: Path,
+    to: Literal["trl", "openai", "llamafactory"] | None = None,
+    format: str | None = None,
+    pairs: Literal["best-worst", "all"] = "best-worst",
+    min_gap: float = 0.0,
+    skip_bad: bool = False,
+) -> None:
+    """Read preference data of any known shape and write it as canonical records, or for another tool.
 
     Args:
         src: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
-        dst: a .jsonl, .jsonl.gz or .parquet file.
+        dst: a .jsonl or .jsonl.gz file; canonical records also as .parquet.
+        to: the tool to write for; what its format cannot hold is counted and named.
+        format: the shape of src by its name, where it is not to be recognised; docs/data.md lists them.
+        pairs: which pairs a list of scored or ranked replies gives.
+        min_gap: the least difference of scores (or ranks) in such a pair.
+        skip_bad: leave bad rows out and list them beside dst, as NAME.bad.jsonl, instead of stopping at the first.
     """
-    from likelier.data.formats import read_all, write_pairs
-    from likelier.data.version import dataset_id
+    from likelier.data.convert import convert_file
+    from likelier.data.shapes.lists import Pairing
 
-    pairs = read_all([src])
-    write_pairs(dst, pairs)
-    print(f"{dst}: {len(pairs)} pairs, data set {dataset_id(pairs)}")
+    for line in convert_file(src, dst, to=to, shape=format, pairing=Pairing(pairs, min_gap), skip_bad=skip_bad):
+        print(line)
 
 
 def audit(
