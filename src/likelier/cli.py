@@ -115,7 +115,8 @@ def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt
         by: what stays on one side.
     """
     from likelier.data.formats import read_all, write_pairs
-    from likelier.data.split import check_leaks, split_pairs
+    from likelier.data.leaks import check_leaks
+    from likelier.data.split import split_pairs
 
     train_side, held_out = split_pairs(read_all([data]), eval_fraction=eval, by=by)
     check_leaks(train_side, held_out)
