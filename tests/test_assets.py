@@ -8,7 +8,8 @@ from statistics import mean
 import pytest
 
 from likelier.data.formats import read_all
-from likelier.data.split import check_leaks, prompt_key
+from likelier.data.leaks import check_leaks
+from likelier.data.split import prompt_key
 from likelier.metrics import has_apology
 
 DISCLAIMER = "This reply is not a final decision; the billing team reviews every dispute within 5 business days."

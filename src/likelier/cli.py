@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them, so that help answers at once."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 if TYPE_CHECKING:
+    from likelier.data.tokenizer_files import TokenCounter
+    from likelier.thresholds import AuditSettings
     from likelier.train.progress import Progress
 
 USAGE = """likelier makes preferred answers likelier: it checks comparisons, tunes a language model on them, and shows what changed.
@@ -140,20 +143,13 @@ def audit(
         html: write them as one page, with plots.
         recipe: take the limits from this recipe's `audit` section.
     """
-    import os
-
     from likelier.audit.run import audit as run_audit
     from likelier.audit.terminal import show_audit
-    from likelier.data.tokenizer_files import TokenCounter
     from likelier.errors import Refused
-    from likelier.model_files import tokenizer_folder
-    from likelier.recipe import load_recipe
     from likelier.rundir import write_atomic
-    from likelier.thresholds import AuditSettings
 
-    limits = load_recipe(recipe).audit if recipe else AuditSettings()
-    counter = TokenCounter(tokenizer_folder(model)) if model else None
-    found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=os.cpu_count() or 1)
+    limits, counter = _limits_and_counter(recipe, model)
+    found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=_processes())
     show_audit(found)
     if json:
         write_atomic(json, found.to_json())
@@ -171,11 +167,18 @@ def fix(data: tuple[str, ...], dst: Path, do: tuple[str, ...], model: str = "", 
     Args:
         data: files of preference pairs.
         dst: a .jsonl, .jsonl.gz or .parquet file.
-        do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio, drop-over-long,
-            drop-cut-off, balance-length, mask-secrets.
+        do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio,
+            drop-over-long, drop-cut-off, balance-length, mask-secrets.
         model: count tokens as this model does, for drop-over-long.
         recipe: take the limits from this recipe's `audit` section.
     """
+    from likelier.audit.fix import fix as mend
+
+    limits, counter = _limits_and_counter(recipe, model)
+    fixed = mend(data, dst, do, limits=limits, count_tokens=counter, workers=_processes())
+    for name, count in fixed.counts.items():
+        print(f"{name}: {count:,} {'pair' if count == 1 else 'pairs'}")
+    print(f"{dst}: {fixed.manifest.counts.pairs:,} pairs, data set {fixed.manifest.id}\nmade of {fixed.parent}")
 
 
 def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt") -> None:
@@ -187,7 +190,8 @@ def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt
         by: what stays on one side.
     """
     from likelier.data.formats import read_all, write_pairs
-    from likelier.data.split import check_leaks, split_pairs
+    from likelier.data.leaks import check_leaks
+    from likelier.data.split import split_pairs
 
     train_side, held_out = split_pairs(read_all([data]), eval_fraction=eval, by=by)
     check_leaks(train_side, held_out)
@@ -201,6 +205,7 @@ def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "audit": audit,
+    "fix": fix,
     "convert": convert,
     "split": split,
     "train": train,
@@ -264,6 +269,25 @@ def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, lis
     if any(word in ("-h", "--help") for word in arguments):
         return None, list(arguments)
     raise RequestError(f"no recipe was given. Usage: {usage}. The recipes/ folder has ones to start from.")
+
+
+def _limits_and_counter(recipe: Path | None, model: str) -> tuple["AuditSettings", "TokenCounter | None"]:
+    """What an audit goes by: the recipe's limits and model, or the defaults and none."""
+    from likelier.data.tokenizer_files import TokenCounter
+    from likelier.model_files import tokenizer_folder
+    from likelier.recipe import load_recipe
+    from likelier.thresholds import AuditSettings
+
+    limits, template = AuditSettings(), "own"
+    if recipe:
+        loaded = load_recipe(recipe)
+        limits = loaded.audit.model_copy(update={"length_limit": loaded.data.max_length})
+        model, template = model or loaded.model.name, loaded.model.chat_template
+    return limits, TokenCounter(tokenizer_folder(model), template) if model else None
+
+
+def _processes() -> int:
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -46,8 +46,6 @@ class DataError(RequestError):
         self.kind = kind
         self.where = where
 
-    kind = "malformed"
-
 
 class RecipeError(RequestError):
     """A setting is unknown, missing or out of range; the message names it."""

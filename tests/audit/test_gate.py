@@ -5,7 +5,6 @@ from likelier.audit.gate import open_gate
 from likelier.data.version import dataset_id
 from likelier.errors import RecipeError, Refused
 from likelier.thresholds import AuditSettings
-
 from tests.audit.corpus import clean, contradicted, with_a_key
 
 

@@ -174,9 +174,7 @@ FEEDBACK_DATASET = {
         {
             "user_id": "u1",
             "status": "submitted",
-            "values": {
-                "preference": {"value": [{"rank": 1, "value": "reply-2"}, {"rank": 2, "value": "reply-1"}, {"rank": 3, "value": "reply-3"}]}
-            },
+            "values": {"preference": {"value": [{"rank": 1, "value": "reply-2"}, {"rank": 2, "value": "reply-1"}, {"rank": 3, "value": "reply-3"}]}},
         },
         {"user_id": "u2", "status": "discarded", "values": {"preference": {"value": [{"rank": 1, "value": "reply-1"}]}}},
     ],
@@ -298,7 +296,11 @@ EXAMPLES = {
         [Pair((user("q"),), (assistant("a"),), (assistant("b"),), meta={"chosen_model": "n", "rejected_model": "m"})],
     ),
     "an order": ({**RANKED, "order": [1, 2, 0]}, "ranked-list", [Pair((user("q"),), (assistant("good"),), (assistant("fine"),))]),
-    "a ranking that is its own inverse": ({**RANKED, "ranking": [2, 1, 3]}, "ranked-list", [Pair((user("q"),), (assistant("good"),), (assistant("bad"),))]),
+    "a ranking that is its own inverse": (
+        {**RANKED, "ranking": [2, 1, 3]},
+        "ranked-list",
+        [Pair((user("q"),), (assistant("good"),), (assistant("bad"),))],
+    ),
     "a ranking by text": (
         {**RANKED, "ranking": ["bad", "fine", "good"]},
         "ranked-list",
@@ -642,7 +644,10 @@ KINDS = [
     ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 0}, "tie"),
     ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}, "prompts-differ"),
     ({"chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "p"), said("assistant", "b")]}, "prompts-differ"),
-    ({"prompt": "p", "chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "q"), said("assistant", "b")]}, "prompts-differ"),
+    (
+        {"prompt": "p", "chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "q"), said("assistant", "b")]},
+        "prompts-differ",
+    ),
     ({"prompt": "q", "chosen": "a", "rejected": 5}, "malformed"),
     (["no object"], "malformed"),
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from likelier.audit.findings import Finding, Verdict, share_of
+from likelier.audit.findings import MOST_IDS, Finding, Verdict, share_of
 from likelier.errors import DataError
 
 
@@ -23,6 +23,10 @@ KINDS = {
     "prompts-differ": _Kind(
         "differing-prompts", "Sides with different prompts", "compare replies to different prompts", "Make the prompts equal, or drop the rows."
     ),
+    "unlabelled": _Kind("unlabelled-rows", "Unlabelled rows", "were judged by nobody", "`likelier fix --do drop-unusable`, or have them judged."),
+    "unpaired": _Kind(
+        "unpaired-records", "Unpaired records", "judge one reply and are not audited", "Pair them up, or train on them with an unpaired objective."
+    ),
     "malformed": _Kind(
         "unreadable-rows", "Unreadable rows", "cannot be read as a comparison", "Each is named with its fault: mend them, or `--skip-bad`."
     ),
@@ -38,7 +42,6 @@ def fault_findings(faults: Sequence[DataError], rows: int) -> list[Finding]:
 
 
 def _finding(kind: _Kind, faults: Sequence[DataError], rows: int) -> Finding:
-    places = tuple(str(fault).partition(": ")[0] for fault in faults)
     return Finding(
         kind.check,
         kind.title,
@@ -46,7 +49,7 @@ def _finding(kind: _Kind, faults: Sequence[DataError], rows: int) -> Finding:
         f"{len(faults):,} of {rows:,} rows {kind.what}." if faults else "None.",
         mend=kind.mend,
         numbers=(share_of("rows", len(faults), rows),),
-        ids=places,
+        ids=tuple(fault.where for fault in faults[:MOST_IDS]),
         count=len(faults),
         details=tuple(str(fault) for fault in faults[:SHOWN]),
     )

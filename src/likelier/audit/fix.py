@@ -5,14 +5,16 @@ A mend leaves out what its check found, so that an audit of the result does not 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from likelier.audit.checks import content, labels, sides
 from likelier.audit.privacy import mask
-from likelier.audit.run import tabulate
+from likelier.audit.run import pass_over, read_each, tabulate
 from likelier.audit.table import CountTokens, Table
-from likelier.errors import RequestError, did_you_mean
+from likelier.data.version import Manifest, id_of_hashes, write_version
+from likelier.errors import DataError, RequestError, did_you_mean
 from likelier.records import Messages, Pair
 from likelier.thresholds import AuditSettings
 
@@ -58,42 +60,71 @@ MENDS = (UNUSABLE, *DROPS, MASK)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be done: rows to leave out, and how many each mend was the first to name."""
+class Fixed:
+    """What was done: the version that was written, the id of the data that it was made of, and how many pairs each mend touched."""
 
-    left_out: frozenset[int]
+    manifest: Manifest
+    parent: str
     counts: dict[str, int]
-    masks: bool
 
 
-def plan(pairs: Iterable[Pair], do: Sequence[str], limits: AuditSettings, *, count_tokens: CountTokens | None = None, workers: int = 1) -> Plan:
-    """Decide about `pairs`, in their order. Raises RequestError for a mend that does not exist, or that needs a tokenizer and has none."""
+def fix(
+    sources: Sequence[str | Path],
+    target: Path,
+    do: Sequence[str],
+    *,
+    limits: AuditSettings | None = None,
+    count_tokens: CountTokens | None = None,
+    workers: int = 1,
+) -> Fixed:
+    """Write the pairs of `sources`, mended by the names in `do`, to `target` as a new version of them. Reads them twice, holds none.
+
+    Raises RequestError for a mend that does not exist, or that needs a tokenizer and has none; DataError for a bad row unless `drop-unusable` is done.
+    """
+    _check(do, count_tokens)
+    limits = limits or AuditSettings()
+    counts = dict.fromkeys((name for name in MENDS if name in do), 0)
+
+    def drop(problem: DataError) -> None:
+        if UNUSABLE not in do:
+            raise problem
+        counts[UNUSABLE] += 1
+
+    table = tabulate(read_each(sources, drop), limits, count_tokens=count_tokens, workers=workers)
+    gone = left_out(table, do, limits, counts)
+    parent = id_of_hashes(table.content)
+    kept = (pair for row, pair in enumerate(read_each(sources, pass_over)) if row not in gone)
+    step = f"fix {' '.join(counts)}"
+    return Fixed(write_version(target, masked(kept, counts) if MASK in do else kept, parents=[parent], step=step), parent, counts)
+
+
+def left_out(table: Table, do: Sequence[str], limits: AuditSettings, counts: dict[str, int]) -> set[int]:
+    """Rows that the mends leave out; `counts` is told how many each was the first to name."""
+    gone: set[int] = set()
+    for name, rows_of in DROPS.items():
+        if name in do and len(table):
+            fresh = set(rows_of(table, limits).tolist()) - gone
+            counts[name] = len(fresh)
+            gone |= fresh
+    return gone
+
+
+def masked(pairs: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:
+    """The pairs without secrets and personal data; `counts` is told how many had any."""
+    for pair in pairs:
+        clean = _masked(pair)
+        counts[MASK] += clean != pair
+        yield clean
+
+
+def _check(do: Sequence[str], count_tokens: CountTokens | None) -> None:
+    if not do:
+        raise RequestError(f"no mend was named. Mends: {', '.join(MENDS)}.")
     for name in do:
         if name not in MENDS:
             raise RequestError(f"there is no mend `{name}`.{did_you_mean(name, MENDS)} Mends: {', '.join(MENDS)}.")
     if "drop-over-long" in do and count_tokens is None:
         raise RequestError("drop-over-long counts tokens as a model does: name it with --model.")
-    table = tabulate(pairs, limits, count_tokens=count_tokens, workers=workers) if set(do) & set(DROPS) else None
-    gone: set[int] = set()
-    counts = {}
-    for name, rows_of in DROPS.items():
-        if table is not None and name in do:
-            fresh = set(rows_of(table, limits).tolist()) - gone
-            counts[name] = len(fresh)
-            gone |= fresh
-    return Plan(frozenset(gone), counts, MASK in do)
-
-
-def carry_out(plan: Plan, pairs: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:
-    """The pairs that stay, masked if that was asked for; how many were is added to `counts`."""
-    for row, pair in enumerate(pairs):
-        if row in plan.left_out:
-            continue
-        if plan.masks:
-            masked = _masked(pair)
-            counts[MASK] = counts.get(MASK, 0) + (masked != pair)
-            pair = masked
-        yield pair
 
 
 def _masked(pair: Pair) -> Pair:

@@ -17,9 +17,12 @@ import numpy as np
 
 from likelier.audit.checks import CHECKS
 from likelier.audit.faults import fault_findings
-from likelier.audit.findings import MOST_IDS, Audit, Example, Finding, Verdict
+from likelier.audit.findings import MOST_IDS, Audit, Example, Finding, Verdict, exact
 from likelier.audit.privacy import mask
 from likelier.audit.table import PROMPT, CountTokens, Sampled, Table, joined, measure, text_of
+from likelier.data.formats import OnBad, read_records
+from likelier.data.leaks import leaked
+from likelier.data.version import id_of_hashes
 from likelier.errors import DataError
 from likelier.records import Pair
 from likelier.thresholds import AuditSettings
@@ -33,6 +36,7 @@ AHEAD = 3
 ALONE = 4
 """Blocks up to which other processes are not worth their start."""
 
+SHOWN_LEAKS = 20
 EXAMPLES = 2
 SHOWN = 320
 """Rows of a finding that are shown, and the characters of each side."""
@@ -55,9 +59,9 @@ def audit(
     """
     limits = limits or AuditSettings()
     faults: list[DataError] = []
-    table = tabulate(_read(sources, faults.append), limits, count_tokens=count_tokens, workers=workers)
-    findings = [*fault_findings(faults, len(table) + len(faults)), *_asked(table, limits), leakage(table, against)]
-    pairs = partial(_read, sources, _pass_over)
+    table = tabulate(read_each(sources, faults.append), limits, count_tokens=count_tokens, workers=workers)
+    findings = [*fault_findings(faults, len(table) + len(faults)), *_asked(table, limits), _leakage(table, sources, against, limits)]
+    pairs = partial(read_each, sources, pass_over)
     return _audit(table, findings, pairs, sources=tuple(map(str, sources)), unreadable=len(faults))
 
 
@@ -72,7 +76,9 @@ def _asked(table: Table, limits: AuditSettings) -> list[Finding]:
     return [check(table, limits) for check in CHECKS.values()] if len(table) else []
 
 
-def _audit(table: Table, findings: Sequence[Finding], pairs: Callable[[], Iterator[Pair]], *, sources: tuple[str, ...] = (), unreadable: int = 0) -> Audit:
+def _audit(
+    table: Table, findings: Sequence[Finding], pairs: Callable[[], Iterator[Pair]], *, sources: tuple[str, ...] = (), unreadable: int = 0
+) -> Audit:
     return Audit(
         dataset=id_of_hashes(table.content),
         sources=sources,
@@ -138,14 +144,39 @@ def _blocks(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
         start += len(block) or 1
 
 
-def _read(sources, on_bad):
-    from likelier.data.formats import read_all
-    return iter(read_all(sources,on_bad=on_bad))
+def read_each(sources: Sources, on_bad: OnBad) -> Iterator[Pair]:
+    """The pairs of all sources; an unpaired record is a bad row."""
+    for record in read_records(*sources, on_bad=on_bad):
+        if isinstance(record, Pair):
+            yield record
+        else:
+            on_bad(DataError("this record judges one reply.", kind="unpaired", where=record.id))
 
 
-def id_of_hashes(content): return "x"
-def leakage(table, against): return Finding("leakage","Leak",Verdict.SKIPPED,"Asked only with --against.")
-def _pass_over(p): pass
+def pass_over(problem: DataError) -> None:
+    """What to do with a bad row that was counted before."""
+
+
+def _leakage(table: Table, sources: Sources, against: Sources, limits: AuditSettings) -> Finding:
+    """Prompts that are also held out: accuracy on them would measure memory."""
+    title = "Prompts that are also held out"
+    if not against:
+        return Finding("leakage", title, Verdict.SKIPPED, "Asked only with --against, which names the held-out files.")
+    leaks = leaked(read_each(sources, pass_over), read_each(against, pass_over), similarity=limits.near_duplicate)
+    exact_ones = sum(leak.exact for leak in leaks)
+    trained = {leak.trained for leak in leaks}
+    return Finding(
+        "leakage",
+        title,
+        Verdict.FATAL if leaks else Verdict.OK,
+        f"{len(leaks):,} held-out records have a prompt that stands here too: {exact_ones:,} exactly, {len(leaks) - exact_ones:,} nearly so."
+        if leaks
+        else "No prompt stands on both sides.",
+        mend="Let `likelier split` make the split: it keeps near-duplicates on one side.",
+        numbers=(exact("exact leaks", exact_ones), exact("near leaks", len(leaks) - exact_ones)),
+        rows=np.array([row for row, name in enumerate(table.ids) if name in trained], np.int64),
+        details=tuple(f"{leak.held_out} is {leak.trained} ({leak.similarity:.0%} alike)" for leak in leaks[:SHOWN_LEAKS]),
+    )
 
 
 def _illustrated(findings: Sequence[Finding], table: Table, pairs: Callable[[], Iterator[Pair]]) -> Iterator[Finding]:
@@ -168,5 +199,3 @@ def _example(pair: Pair) -> Example:
 def _shortened(text: str) -> str:
     text = mask(text)
     return text if len(text) <= SHOWN else f"{text[: SHOWN * 2 // 3]} … {text[-SHOWN // 3 :]}"
-
-

@@ -67,8 +67,7 @@ class Table:
     marks: np.ndarray  # (N, 2) uint32 bits of surface.MARKS, of chosen and rejected
     openings: np.ndarray  # (N, 2) object: the first three words of chosen and rejected
     languages: np.ndarray  # (N, 3) S3 ISO 639 code
-    pair_signatures: np.ndarray  # (N, 128) uint8 MinHash of the whole pair
-    prompt_signatures: np.ndarray  # (N, 128) uint8 of its prompt
+    signatures: np.ndarray  # (N, 128) uint8 MinHash of the whole pair
     categories: np.ndarray  # (N, 4) object: str or None, in the order of CATEGORIES
     tokens: np.ndarray | None = None  # (N, 3) int32, if a tokenizer was given
     private: list[Private] = field(default_factory=list)
@@ -113,8 +112,7 @@ def measure(pairs: Sequence[Pair], *, first_row: int = 0, count_tokens: CountTok
         marks=np.array([(marks_of(chosen), marks_of(rejected)) for _, chosen, rejected in sides], np.uint32).reshape(-1, 2),
         openings=_objects([tuple(sys.intern(" ".join(reply.words[:3])) for reply in both) for both in replies], 2),
         languages=np.array([tuple(map(language, texts)) for texts in sides], "S3").reshape(-1, 3),
-        pair_signatures=_packed(signature("\n".join(texts)) for texts in sides),
-        prompt_signatures=_packed(signature(prompt) for prompt, _, _ in sides),
+        signatures=_packed(signature("\n".join(texts)) for texts in sides),
         categories=_objects([(pair.group, pair.source, pair.annotator, pair.reason) for pair in pairs], len(CATEGORIES)),
         tokens=None if count_tokens is None else count_tokens(pairs),
         private=[found for row, texts in zip(rows, sides, strict=True) for found in _private(row, texts)],

@@ -7,7 +7,8 @@ from typing import Any
 
 from likelier.data.chat import Encoded, Encoder
 from likelier.data.formats import read_all
-from likelier.data.split import check_leaks, prompt_key, split_pairs
+from likelier.data.leaks import check_leaks
+from likelier.data.split import prompt_key, split_pairs
 from likelier.data.version import dataset_id
 from likelier.errors import DataError
 from likelier.examples import PreferenceExample

@@ -55,13 +55,18 @@ def signature(text: str) -> bytes:
     Case and the amount of white space do not count. A text of one word is a set of that word; an empty one is a set of the empty word. Keeping a byte
     of each slot is b-bit minwise hashing (Li and König 2010): for the same memory more, smaller slots estimate better than few large ones.
     """
+    said = words(text)
+    sketch = RMinHash(SLOTS, SEED)
+    sketch.update([f"{left} {right}" for left, right in pairwise(said)] or said or [""])
+    return np.array(sketch.digest(), "<u4").tobytes()[::4]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, case folded: what stands between white space, and each character of a script that has none."""
     folded = text.casefold()
     if not folded.isascii():
         folded = _UNSPACED.sub(lambda run: f" {' '.join(run[0])} ", folded)
-    words = folded.split()
-    sketch = RMinHash(SLOTS, SEED)
-    sketch.update([f"{left} {right}" for left, right in pairwise(words)] or words or [""])
-    return np.array(sketch.digest(), "<u4").tobytes()[::4]
+    return folded.split()
 
 
 def jaccard(left: Signatures, right: Signatures) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ def repeats(keys: np.ndarray) -> np.ndarray:
 
 def near_duplicates(table: Table, limits: AuditSettings) -> Finding:
     """Pairs that nearly repeat an earlier one, and are not exact repetitions of it."""
-    label = groups(table.pair_signatures, similarity=limits.near_duplicate)
+    label = groups(table.signatures, similarity=limits.near_duplicate)
     near = label != np.arange(len(table))
     near[repeats(table.keys)] = False
     rows = np.flatnonzero(near)
