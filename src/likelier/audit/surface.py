@@ -15,7 +15,6 @@ _SENTENCE_END = re.compile(r"[.!?…。！？؟।]+")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•–]|\d{1,3}[.)])\s+", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}\s|^\s*\*\*[^*\n]+\*\*:?\s*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
-_LINK = re.compile(r"\]\(|https?://|www\.")
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
 _HTML = re.compile(r"</?(?:p|br|div|span|b|i|a|ul|li|h[1-6]|table|strong|em)\b[^>]*>", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\[(?:[A-Z][A-Z _]{2,}|[Nn]ame|[Yy]our [a-z]+|[Ii]nsert [^\]]+)\]|\{\{[^}]+\}\}")
@@ -103,14 +102,14 @@ MARKS: dict[str, Callable[[str], bool]] = {
     "apology": has_apology,
     "refusal": has_refusal,
     "list": lambda text: _LIST_ITEM.search(text) is not None,
-    "heading": lambda text: _HEADING.search(text) is not None,
-    "bold": lambda text: _EMPHASIS.search(text) is not None,
+    "heading": lambda text: ("#" in text or "**" in text) and _HEADING.search(text) is not None,
+    "bold": lambda text: ("**" in text or "__" in text) and _EMPHASIS.search(text) is not None,
     "code block": lambda text: "```" in text,
-    "link": lambda text: _LINK.search(text) is not None,
+    "link": lambda text: "](" in text or "http://" in text or "https://" in text or "www." in text,
     "table": lambda text: "|--" in text or "| --" in text or "|:-" in text,
     "HTML": lambda text: "<" in text and _HTML.search(text) is not None,
     "placeholder": lambda text: ("[" in text or "{{" in text) and _PLACEHOLDER.search(text) is not None,
-    "another turn's header": lambda text: _TURN.search(text) is not None,
+    "another turn's header": lambda text: (":" in text or "<" in text) and _TURN.search(text) is not None,
     "capitals": lambda text: _SHOUTED.search(text) is not None,
     "emoji": lambda text: not text.isascii() and _EMOJI.search(text) is not None,
     "exclamation mark": lambda text: "!" in text,

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
 from likelier.data.chat import Encoder
-from likelier.errors import ModelError
+from likelier.errors import ModelError, RequestError
 from likelier.records import Pair
 
 ENDLESS = 2**31
@@ -92,10 +92,26 @@ class TokenCounter:
         return {"_folder": self._folder, "_chat_template": self._chat_template, "_encoder": None}
 
     def __call__(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """(N, 3) int32: tokens of prompt, chosen and rejected. Raises as `Encoder` does."""
+        """(N, 3) int32: tokens of prompt, chosen and rejected. A pair that the template cannot render has none; training will name it.
+
+        Raises ModelError where the template renders no pair at all.
+        """
         if self._encoder is None:
             self._encoder = Encoder(FileTokenizer(self._folder), chat_template=self._chat_template, max_length=ENDLESS)
-        return np.array(self._encoder.lengths(pairs), np.int32).reshape(-1, 3)
+        try:
+            lengths = self._encoder.lengths(pairs)
+        except RequestError:
+            lengths = [self._length(self._encoder, pair) for pair in pairs]
+            if not any(map(any, lengths)):
+                raise
+        return np.array(lengths, np.int32).reshape(-1, 3)
+
+    @staticmethod
+    def _length(encoder: Encoder, pair: Pair) -> tuple[int, int, int]:
+        try:
+            return encoder.lengths([pair])[0]
+        except RequestError:
+            return 0, 0, 0
 
 
 def _one(template: Any) -> Any:
