@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
@@ -98,33 +98,42 @@ def convert(src: str, dst: Path) -> None:
         src: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
         dst: a .jsonl, .jsonl.gz or .parquet file.
     """
-    from likelier.data.formats import read_all, write_pairs
-    from likelier.data.version import dataset_id
+    from likelier.data.formats import stream_all
+    from likelier.data.version import write_version
 
-    pairs = read_all([src])
-    write_pairs(dst, pairs)
-    print(f"{dst}: {len(pairs)} pairs, data set {dataset_id(pairs)}")
+    made = write_version(dst, stream_all([src]), parents=(), step=f"convert {src}")
+    print(f"{dst}: {made.counts.pairs} pairs, data set {made.id}")
 
 
-def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt") -> None:
-    """Split pairs into DATA.train.jsonl and DATA.eval.jsonl, all pairs of a prompt (or group) on one side.
+def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None = None) -> None:
+    """Split pairs into DATA.train.jsonl and DATA.eval.jsonl, each a version; equal and near-duplicate prompts stay on one side.
 
     Args:
-        data: a file of preference pairs.
-        eval: the share of prompts (or groups) to hold out.
-        by: what stays on one side.
+        data: a file of preference pairs, or another source that `convert` reads.
+        eval: the share of prompts (or groups, or values of the field) to hold out.
+        by: what else stays on one side: prompt, group, source, annotator, reason or meta.NAME.
+        stratify: a field, such as reason or source, each value of which gets both sides.
     """
-    from likelier.data.formats import read_all, write_pairs
-    from likelier.data.leaks import check_leaks
-    from likelier.data.split import split_pairs
+    from likelier.data.version import split_version
 
-    train_side, held_out = split_pairs(read_all([data]), eval_fraction=eval, by=by)
-    check_leaks(train_side, held_out)
-    stem = Path(data.removeprefix("embedded:").removesuffix(".gz")).with_suffix("")
-    for name, pairs in (("train", train_side), ("eval", held_out)):
-        target = stem.with_name(f"{stem.name}.{name}.jsonl")
-        write_pairs(target, pairs)
-        print(f"{target}: {len(pairs)} pairs")
+    for path, made in split_version(data, eval_fraction=eval, by=by, stratify=stratify):
+        print(f"{path}: {made.counts.pairs} pairs, data set {made.id}")
+
+
+def verify(path: str) -> None:
+    """Prove that a data file is what its manifest says, or that a run's data, recipe, base and weights are those that it names.
+
+    Args:
+        path: a data file with a manifest beside it, or a run directory.
+    """
+    from likelier.errors import Refused
+    from likelier.verify import verify as check
+
+    checks = check(path)
+    for made in checks:
+        print(f"{made.verdict:<12}{made.what}{f': {made.detail}' if made.detail else ''}")
+    if wrong := [made.what for made in checks if made.verdict == "differs"]:
+        raise Refused(f"{path} is not what its manifest says: {', '.join(wrong)}.")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -134,6 +143,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": eval_,
     "report": report,
+    "verify": verify,
 }
 
 

