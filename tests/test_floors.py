@@ -13,10 +13,12 @@ import likelier
 
 SOURCE = Path(likelier.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "section", "thresholds"], 0),
+    **dict.fromkeys(
+        ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "section", "thresholds", "weights"], 0
+    ),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
     **dict.fromkeys(["audit", "logprobs", "models", "generation", "probes"], 2),
-    **dict.fromkeys(["train", "evaluate", "mine", "report", "label"], 3),
+    **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify"], 3),
     "pipeline": 4,
     "cli": 5,
     "__main__": 6,

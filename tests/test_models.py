@@ -13,11 +13,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from likelier import model_files, models
+from likelier import models
 from likelier.errors import ModelError
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
-from likelier.model_files import cache_dir, embedded_gguf
 from likelier.models import (
     add_adapter,
     as_reference,
@@ -170,30 +169,6 @@ def test_names_are_located(folder, tmp_path, monkeypatch):
     assert locate(str(tmp_path / "m.gguf")) == str(tmp_path / "m.imported")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert locate("~/m.gguf") == str(tmp_path / "m.imported")
-
-
-def test_the_embedded_model_is_found_without_importing_its_package(monkeypatch, tmp_path):
-    package = tmp_path / "made_up_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('this package is never imported')")
-    (package / "weights.gguf").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "made_up_package")
-    assert embedded_gguf() == package / "weights.gguf"
-    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "no_such_package_at_all")
-    assert embedded_gguf() is None
-    assert locate("embedded") == models.EMBEDDED_ON_HUB
-
-
-def test_the_cache_is_where_it_is_told_to_be(monkeypatch, tmp_path):
-    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "own"))
-    assert cache_dir() == tmp_path / "own"
-    monkeypatch.delenv("LIKELIER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg" / "likelier"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / ".cache" / "likelier"
 
 
 @pytest.mark.parametrize(

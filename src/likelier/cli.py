@@ -181,25 +181,35 @@ def fix(data: tuple[str, ...], dst: Path, do: tuple[str, ...], model: str = "", 
     print(f"{dst}: {fixed.manifest.counts.pairs:,} pairs, data set {fixed.manifest.id}\nmade of {fixed.parent}")
 
 
-def split(data: str, eval: float = 0.1, by: Literal["prompt", "group"] = "prompt") -> None:
-    """Split pairs into DATA.train.jsonl and DATA.eval.jsonl, all pairs of a prompt (or group) on one side.
+def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None = None) -> None:
+    """Split pairs into DATA.train.jsonl and DATA.eval.jsonl, each a version; equal and near-duplicate prompts stay on one side.
 
     Args:
-        data: a file of preference pairs.
-        eval: the share of prompts (or groups) to hold out.
-        by: what stays on one side.
+        data: a file of preference pairs, or another source that `convert` reads.
+        eval: the share of prompts (or groups, or values of the field) to hold out.
+        by: what else stays on one side: prompt, group, source, annotator, reason or meta.NAME.
+        stratify: a field, such as reason or source, each value of which gets both sides.
     """
-    from likelier.data.formats import read_all, write_pairs
-    from likelier.data.leaks import check_leaks
-    from likelier.data.split import split_pairs
+    from likelier.data.version import split_version
 
-    train_side, held_out = split_pairs(read_all([data]), eval_fraction=eval, by=by)
-    check_leaks(train_side, held_out)
-    stem = Path(data.removeprefix("embedded:").removesuffix(".gz")).with_suffix("")
-    for name, pairs in (("train", train_side), ("eval", held_out)):
-        target = stem.with_name(f"{stem.name}.{name}.jsonl")
-        write_pairs(target, pairs)
-        print(f"{target}: {len(pairs)} pairs")
+    for path, made in split_version(data, eval_fraction=eval, by=by, stratify=stratify):
+        print(f"{path}: {made.counts.pairs} pairs, data set {made.id}")
+
+
+def verify(path: str) -> None:
+    """Prove that a data file is what its manifest says, or that a run's data, recipe, base and weights are those that it names.
+
+    Args:
+        path: a data file with a manifest beside it, or a run directory.
+    """
+    from likelier.errors import Refused
+    from likelier.verify import verify as check
+
+    checks = check(path)
+    for made in checks:
+        print(f"{made.verdict:<12}{made.what}{f': {made.detail}' if made.detail else ''}")
+    if wrong := [made.what for made in checks if made.verdict == "differs"]:
+        raise Refused(f"{path} is not what its manifest says: {', '.join(wrong)}.")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -211,6 +221,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": eval_,
     "report": report,
+    "verify": verify,
 }
 
 

@@ -35,6 +35,15 @@ def imported_folder(gguf: Path) -> Path:
         return cache_dir() / "models" / hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder on this machine that holds the weights of model `name`, or None for a model of the hub."""
+    gguf = embedded_gguf() if name == EMBEDDED else Path(name).expanduser() if name.endswith(".gguf") else None
+    if gguf is not None:
+        return imported_folder(gguf) if gguf.is_file() else None
+    folder = Path(name).expanduser()
+    return folder if name != EMBEDDED and folder.is_dir() else None
+
+
 def tokenizer_folder(name: str) -> Path:
     """The folder of the tokenizer of the model called `name`, as `model.name` in a recipe. Raises ModelError.
 

@@ -1,10 +1,9 @@
 """Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
 
-import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import nn
 from likelier.errors import ModelError
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
+from likelier.weights import add_notes, digest, file_hash, fingerprint_of
 
 
 @dataclass
@@ -177,14 +177,11 @@ def fingerprint(model: nn.Module) -> str:
     type its numbers are held."""
     weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
 
-    def hash_one(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        return digest.digest()
+    def digest_one(item: tuple[str, torch.Tensor]) -> bytes:
+        return digest(item[0], item[1].detach().to("cpu", torch.float32).contiguous().numpy())
 
     with ThreadPoolExecutor() as pool:
-        return hashlib.sha256(b"".join(pool.map(hash_one, sorted(weights.items())))).hexdigest()
+        return fingerprint_of(dict(zip(weights, pool.map(digest_one, weights.items()), strict=True)))
 
 
 def _base_name(name: str) -> str:
@@ -196,14 +193,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str) -> None:
-    """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it."""
+def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it.
+
+    `notes` go into the header of each weight file. Returns the SHA-256 of each weight file by its name.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
+    files = sorted(temporary.glob("*.safetensors"))
+    for file in files:
+        add_notes(file, notes or {})
+    hashes = {file.name: file_hash(file) for file in files}
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    return hashes
 
 
 def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:

@@ -81,8 +81,11 @@ EXTRAS = ("id", "weight", "margin", "group", "source", "annotator", "reason", "m
 def content_hash(record: Record) -> str:
     """SHA-256 (hex) of the record's canonical JSON without its `id`: equal content, equal hash, whatever it is called."""
     content = {name: value for name, value in record.as_dict().items() if name != "id"}
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+"""Made once: `json.dumps` would make one for each record."""
 
 
 def _dicts(messages: Messages) -> list[dict[str, Any]]:

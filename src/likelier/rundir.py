@@ -1,8 +1,9 @@
 """A run directory: the one place that knows what a run leaves behind, and where stages meet.
 
     recipe.yaml      the resolved recipe
-    manifest.json    provenance: data ids and counts, weights fingerprint, tokenizer and template hash, versions, numerics, outcome
-    metrics.jsonl    one row a training step ("kind": "train") or an evaluation on held-out pairs ("kind": "eval")
+    manifest.json    provenance: data ids and counts, weights fingerprint, tokenizer and template hash, versions, numerics, outcome, and the
+                     hashes of the saved weight files
+    metrics.jsonl    a row that names the run ("kind": "run"), then one a training step ("train") or an evaluation on held-out pairs ("eval")
     checkpoints/     what a killed run resumes from
     model/           the adapter or the weights, with tokenizer and model card
     eval.json        before and after, with intervals
@@ -10,6 +11,7 @@
     report.html      all of it on one page
 
 Rows of metrics.jsonl (sums over responses are natural-log probabilities):
+    run    step (0), dataset, held_out (ids of the training and held-out pairs), recipe, base (fingerprints)
     train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
            pairs, tokens (unique tokens put through the model), seconds
     eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs
@@ -64,6 +66,21 @@ class RunDir:
 
     def read_samples(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.samples))
+
+
+def metrics_header(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The first row of metrics.jsonl, which says what the others are about."""
+    held_out = manifest["data"]["eval"]["id"]
+    return {"kind": "run", "step": 0, **_names(manifest), "held_out": held_out}
+
+
+def provenance_notes(manifest: dict[str, Any]) -> dict[str, str]:
+    """What the headers of the run's weight files say: the training pairs, the recipe and the base weights that they come from."""
+    return {f"likelier.{name}": value for name, value in _names(manifest).items()}
+
+
+def _names(manifest: dict[str, Any]) -> dict[str, str]:
+    return {"dataset": manifest["data"]["train"]["id"], "recipe": manifest["recipe"], "base": manifest["model"]["weights"]}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -212,7 +212,7 @@ FEEDBACK_HUB = {
 EDIT = {"messages": [said("user", "Where is my parcel?")], "draft": "No idea.", "sent": "In Ulm.", "annotator": "ann"}
 THUMB = {"messages": [said("user", "Hi")], "response": "Hello!", "feedback": "up", "session": "s1"}
 
-ScoredPair = dict(meta={"chosen_score": 3.0, "rejected_score": 1.0}, margin=2.0)
+ScoredPair = {"meta": {"chosen_score": 3.0, "rejected_score": 1.0}, "margin": 2.0}
 
 EXAMPLES = {
     "TRL unpaired text": (UNPAIRED_TEXT, "unpaired", [Labelled((user("The sky is"),), (assistant(" blue."),), True)]),
@@ -447,7 +447,7 @@ def test_a_shape_that_was_asked_for_must_fit(tmp_path):
 
 
 def test_unknown_shape_is_refused_before_anything_is_read():
-    with pytest.raises(RequestError, match="no format `open-ai`. Did you mean `openai`"):
+    with pytest.raises(RequestError, match=r"no format `open-ai`\. Did you mean `openai`"):
         read_records("no such file", shape="open-ai")
 
 

@@ -5,14 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from tests.data.test_chat import ALPACA, CHATML, LLAMA3, TEMPLATES, byte_level, pair, sentencepiece
 
 from likelier.data.chat import Encoder
 from likelier.data.tokenizer_files import FileTokenizer, TokenCounter
 from likelier.errors import DataError, ModelError
 from likelier.model_files import tokenizer_folder
 from likelier.records import Message
-
-from tests.data.test_chat import ALPACA, CHATML, LLAMA3, TEMPLATES, byte_level, pair, sentencepiece
 
 PAIRS = [
     pair(),

@@ -79,7 +79,8 @@ def fix(
 ) -> Fixed:
     """Write the pairs of `sources`, mended by the names in `do`, to `target` as a new version of them. Reads them twice, holds none.
 
-    Raises RequestError for a mend that does not exist, or that needs a tokenizer and has none; DataError for a bad row unless `drop-unusable` is done.
+    Raises RequestError for a mend that does not exist, or that needs a tokenizer and has none, and DataError for a bad row unless `drop-unusable` is
+    done.
     """
     _check(do, count_tokens)
     limits = limits or AuditSettings()

@@ -18,6 +18,7 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
         + (f", {audit.unreadable:,} rows left out" if audit.unreadable else "")
         + f"\ndata set {audit.dataset}",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

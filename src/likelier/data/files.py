@@ -86,7 +86,8 @@ def _find(source: str) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if not path.name.startswith("."))
+    """Neither hidden files nor what `version.py` writes beside data."""
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith((".manifest.json", ".croissant.json")))
 
 
 def _is_saved(path: Path) -> bool:

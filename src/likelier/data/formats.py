@@ -71,11 +71,16 @@ def read_pairs(source: str | Path, *, on_bad: OnBad = stop) -> Iterator[Pair]:
     return (pair for _, pair in _only_pairs(_read(source, on_bad), on_bad))
 
 
-def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
-    """All pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
+def stream_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> Iterator[Pair]:
+    """The pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
     taken: dict[str, int] = {}
     rows = (read for source in sources for read in _read(source, on_bad))
-    return [_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad)]
+    return (_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad))
+
+
+def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
+    """The pairs of `stream_all` as a list."""
+    return list(stream_all(sources, on_bad=on_bad))
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:

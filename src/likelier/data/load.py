@@ -51,14 +51,16 @@ class Side:
 
 
 def load_sides(settings: DataSettings, encoder: Encoder) -> tuple[Side, Side]:
-    """(training, held-out). Raises DataError for unusable data and Refused for a prompt that stands on both sides."""
-    train = read_all(settings.train)
-    if settings.eval:
-        held_out, sources = read_all(settings.eval), settings.eval
-    else:
-        (train, held_out), sources = split_pairs(train, eval_fraction=settings.eval_fraction), settings.train
+    """(training, held-out). Raises DataError for unusable data and Refused for a prompt that stands on both sides, as it is or nearly so."""
+    train, held_out = read_sides(settings)
     check_leaks(train, held_out)
-    return _side(settings.train, train, encoder, required=True), _side(sources, held_out, encoder)
+    return _side(settings.train, train, encoder, required=True), _side(settings.eval or settings.train, held_out, encoder)
+
+
+def read_sides(settings: DataSettings) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of both sides as the files hold them, before any is dropped. Raises DataError for unusable data."""
+    train = read_all(settings.train)
+    return (train, read_all(settings.eval)) if settings.eval else split_pairs(train, eval_fraction=settings.eval_fraction)
 
 
 def _side(sources: tuple[str, ...], pairs: Sequence[Pair], encoder: Encoder, *, required: bool = False) -> Side:

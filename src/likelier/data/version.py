@@ -1,11 +1,62 @@
-"""The version of a data set: a name made of its content."""
+"""Versions of a data set: its id, which is a hash of its content, and what is written beside its file.
+
+NAME                    the records, as convert, split or fix write them
+NAME.manifest.json      id, parents, the step that made it, counts, hash of the file, audit, Likelier's version, date
+NAME.croissant.json     the same for other tools: Croissant metadata (see croissant.py)
+"""
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import compress
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from likelier.records import Record, content_hash
+from likelier.atomic import atomic_file
+from likelier.data.croissant import croissant
+from likelier.data.files import SCHEMES, write_rows
+from likelier.data.formats import read_pairs, stream_all
+from likelier.data.split import held_out, prompt_key
+from likelier.errors import DataError, Refused
+from likelier.records import EXTRAS, Pair, Record, content_hash
+
+
+class Counts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pairs: int
+    unpaired: int
+    prompts: int  # different ones
+
+
+class Manifest(BaseModel):
+    """What NAME.manifest.json says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str  # as `dataset_id` has it
+    parents: tuple[str, ...]  # ids of the data sets that it was made of
+    step: str  # how: "split eval 0.1 by prompt"
+    counts: Counts
+    fields: tuple[str, ...]  # that any record has
+    files: dict[str, str]  # name: SHA-256 of its bytes
+    audit: str | None  # hash of the audit that it passed
+    likelier: str
+    created: str
+
+
+class Check(NamedTuple):
+    """One thing that `verify` looked at."""
+
+    what: str
+    verdict: Literal["holds", "differs", "not checked"]
+    detail: str = ""  # what was said and what was found, or why it was not checked
 
 
 def dataset_id(records: Iterable[Record]) -> str:
@@ -20,18 +71,189 @@ def dataset_id(records: Iterable[Record]) -> str:
 
     A tree and not one long hash, so that one record can be shown to belong to a data set without handing out the others.
     """
-    return id_of_hashes(b"".join(bytes.fromhex(content_hash(record)) for record in records))
+    account = Account()
+    for _ in account.watch(records):
+        pass
+    return account.id
 
 
-def id_of_hashes(contents: bytes | np.ndarray) -> str:
-    """`dataset_id` of records whose content hashes are known: 32 bytes each, end to end in any order."""
-    hashes = [bytes(one) for one in np.sort(np.frombuffer(contents, "V32"))]
-    level = [_sha256(b"\x00" + leaf) for leaf in hashes] or [_sha256(b"")]
-    while len(level) > 1:
-        joined = [_sha256(b"\x01" + left + right) for left, right in zip(level[::2], level[1::2], strict=False)]
+def id_of_hashes(contents: NDArray[np.void]) -> str:
+    """`dataset_id` of records whose content hashes (V32 each) are known, in any order."""
+    return _merkle_root(np.sort(contents).tobytes()).hex()
+
+
+class Account:
+    """What a manifest says of records, noted while they stream by: 48 bytes a record are kept."""
+
+    def __init__(self) -> None:
+        self._contents = bytearray()  # 32 bytes a record
+        self._prompts = bytearray()  # 16 bytes a record
+        self._pairs = 0
+        self._fields: set[str] = set()
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The same records."""
+        for record in records:
+            self._contents += bytes.fromhex(content_hash(record))
+            self._fields.update(record.as_dict())
+            self._prompts += _sha256(prompt_key(record.prompt).encode())[:16]
+            self._pairs += isinstance(record, Pair)
+            yield record
+
+    @property
+    def id(self) -> str:
+        return id_of_hashes(np.frombuffer(self._contents, "V32"))
+
+    @property
+    def counts(self) -> Counts:
+        prompts = len(np.unique(np.frombuffer(self._prompts, "V16")))
+        return Counts(pairs=self._pairs, unpaired=len(self._contents) // 32 - self._pairs, prompts=prompts)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(name for name in ("prompt", "chosen", "rejected", "completion", "label", *EXTRAS) if name in self._fields)
+
+
+def write_version(path: str | Path, records: Iterable[Record], *, parents: Sequence[str], step: str, audit: str | None = None) -> Manifest:
+    """Write records as `.jsonl`, `.jsonl.gz` or `.parquet`, and their manifest and Croissant metadata beside them; each file whole or not at all.
+
+    `parents` are the ids of the data sets that the records come from, `step` says what was done to those, `audit` is the hash of the audit that the
+    records passed. Streams. Raises DataError for another ending or where a file cannot be written.
+    """
+    path, account = Path(path), Account()
+    write_rows(path, (record.as_dict() for record in account.watch(records)))
+    manifest = Manifest(
+        id=account.id,
+        parents=tuple(parents),
+        step=step,
+        counts=account.counts,
+        fields=account.fields,
+        files={path.name: _file_hash(path)},
+        audit=audit,
+        likelier=version("likelier"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    for beside, text in ((manifest_path(path), manifest.model_dump_json(indent=2) + "\n"), (croissant_path(path), _croissant_text(path, manifest))):
+        with atomic_file(beside) as file:
+            file.write(text.encode())
+    return manifest
+
+
+def split_version(source: str, *, eval_fraction: float, by: str = "prompt", stratify: str | None = None) -> list[tuple[Path, Manifest]]:
+    """Write SOURCE.train.jsonl and SOURCE.eval.jsonl, both versions whose parent is the source; `held_out` says which record goes where.
+
+    Goes over the source three times and holds no records. Raises DataError for a source that cannot be read so, and Refused where nothing can be
+    held out.
+    """
+    stem, account = _stem(source), Account()
+    out = held_out(account.watch(stream_all([source])), eval_fraction=eval_fraction, by=by, stratify=stratify)
+    if not out.any():
+        raise Refused(
+            f"{source}: nothing can be held out. At `eval` {eval_fraction:g} and by {by} all {len(out)} records hang together: their prompts are "
+            "equal or near-duplicates of each other, or they share a value. Split by another field, or take held-out records from elsewhere."
+        )
+    step = f"split eval {eval_fraction:g} by {by}" + (f" stratified by {stratify}" if stratify else "")
+    made = []
+    for side, members in (("train", ~out), ("eval", out)):
+        path = stem.with_name(f"{stem.name}.{side}.jsonl")
+        records = compress(stream_all([source]), members)
+        made.append((path, write_version(path, records, parents=(account.id,), step=f"{step}, {side} side")))
+    return made
+
+
+def manifest_path(path: str | Path) -> Path:
+    return Path(f"{path}.manifest.json")
+
+
+def croissant_path(path: str | Path) -> Path:
+    return Path(f"{path}.croissant.json")
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest beside the data file `path`. Raises DataError if there is none, or none that can be read."""
+    beside = manifest_path(path)
+    try:
+        return Manifest.model_validate_json(beside.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: there is no {beside.name} beside it, so it is no version. `likelier convert`, `split` and `fix` write one."
+        ) from None
+    except (OSError, ValidationError) as problem:
+        raise DataError(f"{beside}: this manifest cannot be read ({' '.join(str(problem).split())[:200]}).") from None
+
+
+def verify(path: str | Path) -> list[Check]:
+    """Whether a data file is what its manifest says: its bytes, and the id and counts of the records in it. Raises DataError where there is no
+    file or no manifest to ask."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    said, found = manifest.files.get(path.name), _file_hash(path)
+    checks = [compare("bytes of the file", said, found), *_verify_records(path, manifest)]
+    beside = croissant_path(path)
+    if not beside.is_file():
+        return [*checks, Check("Croissant metadata", "not checked", f"{beside.name} is not there")]
+    agrees = beside.read_text(encoding="utf-8", errors="replace") == _croissant_text(path, manifest)
+    return [*checks, Check("Croissant metadata", "holds" if agrees else "differs", "" if agrees else f"{beside.name} is not that of this manifest")]
+
+
+def compare(what: str, said: object, found: object) -> Check:
+    """Holds if both are equal."""
+    return Check(what, "holds") if said == found else Check(what, "differs", f"recorded {said}, found {found}")
+
+
+def _verify_records(path: Path, manifest: Manifest) -> list[Check]:
+    account = Account()
+    try:
+        for _ in account.watch(read_pairs(path)):
+            pass
+    except DataError as problem:
+        return [Check("data set id", "differs", f"recorded {manifest.id}, and the records cannot be read: {problem}")]
+    return [compare("data set id", manifest.id, account.id), compare("counts", manifest.counts.model_dump(), account.counts.model_dump())]
+
+
+def _croissant_text(path: Path, manifest: Manifest) -> str:
+    return croissant(
+        path.name,
+        id=manifest.id,
+        parents=manifest.parents,
+        step=manifest.step,
+        records=manifest.counts.pairs + manifest.counts.unpaired,
+        fields=manifest.fields,
+        sha256=manifest.files.get(path.name, ""),
+        created=manifest.created,
+    )
+
+
+def _stem(source: str) -> Path:
+    """The path that the names of a source's sides begin with: beside a file or folder, here for what is not on this disk."""
+    scheme, _, rest = source.partition(":")
+    if scheme in SCHEMES:
+        return Path(re.sub(r"[/:]", "-", rest))
+    if not Path(source).exists() and any(wildcard in source for wildcard in "*?["):
+        raise DataError(f"{source}: a pattern has no name for its sides. Write its files as one first: likelier convert '{source}' ALL.jsonl")
+    path = Path(source)
+    return path if path.is_dir() else Path(source.removesuffix(".gz")).with_suffix("")
+
+
+def _merkle_root(leaves: bytes) -> bytes:
+    """Of content hashes of 32 bytes, one after the other."""
+    level = bytearray()
+    for start in range(0, len(leaves), 32):
+        level += _sha256(b"\x00" + leaves[start : start + 32])
+    while len(level) > 32:
+        joined = bytearray()
+        for start in range(0, len(level) - 32, 64):
+            joined += _sha256(b"\x01" + level[start : start + 64])
         level = joined + level[len(joined) * 2 :]
-    return level[0].hex()
+    return bytes(level) or _sha256(b"")
 
 
-def _sha256(content: bytes) -> bytes:
+def _sha256(content: bytes | bytearray) -> bytes:
     return hashlib.sha256(content).digest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,7 +40,7 @@ from likelier.models import (
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
-from likelier.rundir import RunDir, write_atomic, write_json
+from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl
 from likelier.train import checkpoint
 from likelier.train.card import model_card
 from likelier.train.loop import fit
@@ -169,8 +169,9 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
     }
     reference = {"computed": computed, "reused": len(set(everything)) - computed, "unchanged": unchanged} if store else None
     manifest = run.read_manifest() | {"outcome": outcome, "reference": reference}
-    save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=model_card(recipe, manifest))
-    write_json(run.manifest, manifest)
+    card, notes = model_card(recipe, manifest), provenance_notes(manifest)
+    saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
+    write_json(run.manifest, manifest | {"saved": saved})
     shutil.rmtree(run.checkpoints)
     return run
 
@@ -215,6 +216,7 @@ def open_run(run: RunDir, prepared: Prepared) -> None:
         checkpoint.sweep(run.checkpoints)
         return
     run.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_jsonl(run.metrics, [metrics_header(manifest)])
     write_json(run.manifest, manifest)
     write_atomic(run.recipe, prepared.recipe.to_yaml())
 
