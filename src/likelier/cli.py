@@ -161,11 +161,11 @@ def audit(
         raise Refused(f"{len(fatal)} fatal {'finding' if len(fatal) == 1 else 'findings'}: {', '.join(f.check for f in fatal)}.")
 
 
-def fix(data: tuple[str, ...], dst: Path, do: tuple[str, ...], model: str = "", recipe: Path | None = None) -> None:
+def fix(data: str, dst: Path, do: tuple[str, ...], model: str = "", recipe: Path | None = None) -> None:
     """Apply safe mends to preference pairs, each by its name, and write what stays as a new version.
 
     Args:
-        data: files of preference pairs.
+        data: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
         dst: a .jsonl, .jsonl.gz or .parquet file.
         do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio,
             drop-over-long, drop-cut-off, balance-length, mask-secrets.
@@ -175,7 +175,7 @@ def fix(data: tuple[str, ...], dst: Path, do: tuple[str, ...], model: str = "", 
     from likelier.audit.fix import fix as mend
 
     limits, counter = _limits_and_counter(recipe, model)
-    fixed = mend(data, dst, do, limits=limits, count_tokens=counter, workers=_processes())
+    fixed = mend([data], dst, do, limits=limits, count_tokens=counter, workers=_processes())
     for name, count in fixed.counts.items():
         print(f"{name}: {count:,} {'pair' if count == 1 else 'pairs'}")
     print(f"{dst}: {fixed.manifest.counts.pairs:,} pairs, data set {fixed.manifest.id}\nmade of {fixed.parent}")

@@ -60,6 +60,10 @@ def said(side: tuple[Message, ...]) -> str:
     return side[-1].content
 
 
+def asked(words: str) -> tuple[Message, ...]:
+    return (Message("user", words),)
+
+
 def reply(words: str) -> tuple[Message, ...]:
     return (Message("assistant", words),)
 
@@ -161,8 +165,8 @@ def with_addresses(pairs: list[Pair]) -> Planted:
 
 
 def one_kind_of_prompt(pairs: list[Pair]) -> Planted:
-    asked = "How do I reset the password of my hosting account, please, it is urgent and ticket {} says nothing?"
-    return [replace(p, prompt=(Message("user", asked.format(i)),)) if i % 5 else p for i, p in enumerate(pairs)], set()
+    question = "How do I reset the password of my hosting account, please, it is urgent and ticket {} says nothing?"
+    return [replace(p, prompt=(Message("user", question.format(i)),)) if i % 5 else p for i, p in enumerate(pairs)], set()
 
 
 def disagreeing(pairs: list[Pair]) -> Planted:

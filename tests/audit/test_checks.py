@@ -1,9 +1,12 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from likelier.audit.checks import CHECKS
+from likelier.audit.faults import KINDS
 from likelier.audit.findings import Verdict
+from likelier.audit.fix import MENDS
 from likelier.audit.run import tabulate
 from likelier.thresholds import AuditSettings
 from tests.audit.corpus import PLANTERS, clean
@@ -36,3 +39,9 @@ def test_every_planted_fault_is_found(check, verdict, plant):
 
 def test_every_check_has_a_fault_planted():
     assert {check for check, _, _ in PLANTERS} == set(CHECKS) - {"over-long"}
+
+
+def test_the_docs_name_every_check_and_every_limit():
+    told = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    names = [*CHECKS, *(kind.check for kind in KINDS.values()), "leakage", *MENDS, *(AuditSettings.model_fields.keys() - {"accept"})]
+    assert [name for name in names if f"`{name}`" not in told] == []

@@ -1,11 +1,12 @@
 """A run directory as one page: read, phrase, fill in the template, write."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from likelier.recipe import Recipe, load_recipe
 from likelier.report import plots, view
@@ -35,7 +36,13 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["inline"] = Markup  # for our own SVG only; all other text is escaped
+    environment.filters["code"] = _with_code
     return environment.get_template(name)
+
+
+def _with_code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:

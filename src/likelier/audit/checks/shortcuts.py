@@ -32,10 +32,10 @@ def surface_features(table: Table, limits: AuditSettings) -> Finding:
         "surface-features",
         title,
         verdict,
-        f"Without reading, {area.value:.0%} of comparisons can be told (AUC {area.value:.3f}); {'longer' if length > 0 else 'shorter'} wins; "
-        f"most telling: {', '.join(names[i] for i in order[:3])}.",
+        f"Form and tone alone tell chosen from rejected with an AUC of {area.value:.3f} (0.5 is chance): "
+        f"{'longer' if length > 0 else 'shorter'} wins, and {', '.join(names[i] for i in order[:3])} say most.",
         mend="Balance what carries the label (the plot names it), or write rejected sides that share the form of the chosen ones.",
-        numbers=(Number("AUC", area), *(exact(f"weight of {names[i]}", coefficients[i]) for i in order)),
+        numbers=(Number("AUC", area),),
         rows=np.sort(rows[np.argsort(-scores)[: max(1, len(rows) // 100)]]) if verdict > Verdict.OK else np.empty(0, np.int64),
         plots=(
             Bars(
