@@ -9,7 +9,8 @@ import torch
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
 from likelier.examples import PreferenceExample
-from likelier.models import EMBEDDED, LoadedModel, load_model
+from likelier.model_files import EMBEDDED
+from likelier.models import LoadedModel, load_model
 from likelier.recipe import ModelSettings
 
 

@@ -4,7 +4,8 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from likelier.data.formats import read_pairs
-from likelier.models import EMBEDDED, locate
+from likelier.model_files import EMBEDDED
+from likelier.models import locate
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from likelier.cli import COMMANDS, main
+from likelier.data.formats import write_pairs
+from tests.audit import corpus
 from tests.train.conftest import model_folder, pair_rows  # noqa: F401  (a fixture)
 
 
@@ -209,3 +211,61 @@ def test_training_on_a_near_duplicate_of_a_held_out_prompt_is_refused(capsys, re
     assert "near-duplicate is trained on" in err
     assert "held (trained on as near)" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def pairs_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl", corpus.with_a_key(corpus.clean(200))[0])
+    return tmp_path / "pairs.jsonl"
+
+
+def test_audit_says_no_to_a_fatal_finding_and_writes_what_it_found(capsys, pairs_file, tmp_path):
+    code, out, err = run(capsys, "audit", "pairs.jsonl", "--json", "found.json", "--html", "found.html")
+    assert code == 1
+    assert "1 fatal finding: secrets." in err
+    assert "200 pairs over 200 prompts" in out
+    assert json.loads((tmp_path / "found.json").read_text())["verdict"] == "fatal"
+    assert "<h1>pairs.jsonl</h1>" in (tmp_path / "found.html").read_text()
+
+
+def test_fix_mends_what_audit_found_and_names_the_parent(capsys, pairs_file, tmp_path):
+    code, out, _ = run(capsys, "fix", "pairs.jsonl", "mended.jsonl", "--do", "mask-secrets", "drop-duplicates")
+    assert code == 0
+    assert "mask-secrets: 2 pairs" in out
+    manifest = json.loads((tmp_path / "mended.jsonl.manifest.json").read_text())
+    assert manifest["step"] == "fix drop-duplicates mask-secrets"
+    assert f"made of {manifest['parents'][0]}" in out
+    assert run(capsys, "audit", "mended.jsonl")[0] == 0
+    assert run(capsys, "verify", "mended.jsonl")[0] == 0
+
+
+def test_audit_against_held_out_prompts(capsys, pairs_file):
+    write_pairs("held-out.jsonl", corpus.clean(3))
+    code, out, err = run(capsys, "audit", "pairs.jsonl", "--against", "held-out.jsonl")
+    assert code == 1
+    assert "leakage" in err
+    assert "clean-0 is clean-0" in out
+
+
+def test_audit_by_the_limits_and_the_model_of_a_recipe(capsys, pairs_file, recipe_file):
+    recipe_file.write_text(recipe_file.read_text().replace("eval_fraction: 0.25", "max_length: 20") + "audit: {over_long_fatal: 0.01}\n")
+    code, _, err = run(capsys, "audit", "pairs.jsonl", "--recipe", str(recipe_file))
+    assert code == 1
+    assert "over-long" in err
+
+
+def test_train_refuses_fatal_findings_and_can_be_told_otherwise(capsys, recipe_file, tmp_path):
+    rows = pair_rows()
+    rows[0]["chosen"] += " Use " + "sk-" + "proj-" + "a1B2c3D4e5F6g7H8i9J0k1L2"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(capsys, "train", str(recipe_file), "--no-report")
+    assert code == 1
+    assert "secrets: 1 × credential" in err
+    assert "--accept secrets" in err
+    assert not (tmp_path / "run").exists()
+    code, _, err = run(capsys, "train", str(recipe_file), "--accept", "secrets")
+    assert code == 0, err
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["audit"]["accepted"] == ["secrets"]
+    assert "in spite of what the audit calls fatal: secrets" in (tmp_path / "run" / "report.html").read_text()

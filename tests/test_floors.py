@@ -13,9 +13,11 @@ import likelier
 
 SOURCE = Path(likelier.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["allocator", "atomic", "errors", "records", "examples", "recipe", "rundir", "weights"], 0),
-    **dict.fromkeys(["data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["logprobs", "models", "generation", "probes"], 2),
+    **dict.fromkeys(
+        ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "section", "thresholds", "weights"], 0
+    ),
+    **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
+    **dict.fromkeys(["audit", "logprobs", "models", "generation", "probes"], 2),
     **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify"], 3),
     "pipeline": 4,
     "cli": 5,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from likelier.models import embedded_gguf
+from likelier.model_files import embedded_gguf
 from likelier.recipe import parse_recipe
 from likelier.train.session import train_recipe
 

@@ -20,11 +20,17 @@ from likelier.recipe import (
     load_recipe,
     parse_recipe,
 )
+from likelier.thresholds import AuditSettings
 
 LEAST = {"data": {"train": ["pairs.jsonl"]}}
 FULL = {
     "model": {"name": "./m", "revision": "main", "chat_template": "none", "trust_remote_code": True},
     "data": {"train": ["a.jsonl", "b.parquet"], "eval": ["c.csv"], "eval_fraction": 0.0, "max_length": 7},
+    "audit": {
+        "accept": ["secrets"],
+        **{name: field.default / 2 for name, field in AuditSettings.model_fields.items() if isinstance(field.default, float)},
+        **{name: field.default + 1 for name, field in AuditSettings.model_fields.items() if isinstance(field.default, int)},
+    },
     "objective": {"name": "ipo", "beta": 0.5, "label_smoothing": 0.1, "target_margin": 0.0, "per_token": True},
     "adapter": {"rank": 1, "alpha": 0.5, "targets": "q_proj"},
     "train": {
@@ -116,7 +122,7 @@ def test_numbers_as_people_write_them(tmp_path):
     [
         (
             {**LEAST, "traim": {}},
-            "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, objective, adapter, train, eval, out.",
+            "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, audit, objective, adapter, train, eval, out.",
         ),
         (
             with_setting("train.learning_rat", 1e-4),
@@ -220,9 +226,9 @@ def test_a_recipe_does_not_change():
 def test_the_fingerprint_is_of_what_shapes_the_training_and_nothing_else():
     memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing")}
     base = parse_recipe(LEAST, where="")
-    ignored = parse_recipe({**LEAST, "out": "elsewhere", "eval": FULL["eval"], "train": memory}, where="")
+    ignored = parse_recipe({**LEAST, "out": "elsewhere", "eval": FULL["eval"], "audit": FULL["audit"], "train": memory}, where="")
     assert ignored.fingerprint() == base.fingerprint()
-    shaping = [(section, name) for section, name in leaves() if section != "eval" and name not in memory]
+    shaping = [(section, name) for section, name in leaves() if section not in ("audit", "eval") and name not in memory]
     seen = {parse_recipe(with_setting(f"{section}.{name}", FULL[section][name]), where="").fingerprint() for section, name in shaping}
     assert len(seen | {base.fingerprint()}) == 1 + len(shaping)
 
@@ -239,7 +245,8 @@ def test_every_setting_is_explained():
 
 
 SECTIONS = {
-    cls.__name__: cls.model_fields for cls in (ModelSettings, DataSettings, ObjectiveSettings, AdapterSettings, TrainSettings, EvalSettings, Recipe)
+    cls.__name__: cls.model_fields
+    for cls in (ModelSettings, DataSettings, AuditSettings, ObjectiveSettings, AdapterSettings, TrainSettings, EvalSettings, Recipe)
 }
 SECTION_OF = {name: field.annotation.__name__ for name, field in Recipe.model_fields.items() if name != "out"}
 

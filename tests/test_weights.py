@@ -9,12 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from likelier import models, weights
+from likelier import model_files, models
 from likelier.errors import ModelError
+from likelier.model_files import cache_dir, embedded_gguf, imported_folder, local_folder
 from likelier.models import fingerprint, load_model, locate
 from likelier.recipe import ModelSettings
 from likelier.verify import AS_FILED
-from likelier.weights import add_notes, cache_dir, embedded_gguf, filed_fingerprint, imported_folder, local_folder, read_notes
+from likelier.weights import _rounded, add_notes, filed_fingerprint, read_notes
 from tests.test_models import CPU, SIZES, tiny_model, tiny_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,7 +76,7 @@ def test_rounding_is_that_of_torch():
     ties = torch.arange(0x3F800000, 0x3F800000 + 2**20, 2**15, dtype=torch.int32)
     values = torch.cat([bits, ties]).view(torch.float32)
     values = torch.cat([values[~values.isnan()], torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 3.4e38, 1e-45])])
-    assert torch.from_numpy(weights._rounded(values.numpy())).equal(values.bfloat16().float())
+    assert torch.from_numpy(_rounded(values.numpy())).equal(values.bfloat16().float())
 
 
 def test_notes_are_added_and_the_numbers_stay(tmp_path):
@@ -110,7 +111,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_where_models_lie(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "EMBEDDED_PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "no_such_package_at_all")
     (tmp_path / "m.gguf").write_bytes(b"content")
     assert local_folder(str(tmp_path)) == tmp_path
     assert local_folder(str(tmp_path / "m.gguf")) == imported_folder(tmp_path / "m.gguf")
@@ -124,9 +125,9 @@ def test_the_embedded_model_is_found_without_importing_its_package(monkeypatch, 
     (package / "__init__.py").write_text("raise RuntimeError('this package is never imported')")
     (package / "weights.gguf").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(weights, "EMBEDDED_PACKAGE", "made_up_package")
+    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "made_up_package")
     assert embedded_gguf() == package / "weights.gguf"
-    monkeypatch.setattr(weights, "EMBEDDED_PACKAGE", "no_such_package_at_all")
+    monkeypatch.setattr(model_files, "EMBEDDED_PACKAGE", "no_such_package_at_all")
     assert embedded_gguf() is None
     assert locate("embedded") == models.EMBEDDED_ON_HUB
 

@@ -1,16 +1,19 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them, so that help answers at once."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 if TYPE_CHECKING:
+    from likelier.data.tokenizer_files import TokenCounter
+    from likelier.thresholds import AuditSettings
     from likelier.train.progress import Progress
 
 USAGE = """likelier makes preferred answers likelier: it checks comparisons, tunes a language model on them, and shows what changed.
@@ -50,11 +53,15 @@ def train(arguments: Sequence[str]) -> None:
         recipe: Annotated[Recipe, tyro.conf.arg(name="")]
         fresh: bool = False
         """Remove an earlier run in the same folder first."""
+        accept: tuple[str, ...] = ()
+        """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
         report: bool = True
         """Evaluate and write the report when training has ended."""
 
     command = tyro.cli(Command, prog="likelier train RECIPE", args=rest, default=Command(loaded), description=train.__doc__)
-    recipe = parse_recipe(command.recipe.model_dump(mode="json"), where=str(path))
+    settings = command.recipe.model_dump(mode="json")
+    settings["audit"]["accept"] += command.accept
+    recipe = parse_recipe(settings, where=str(path))
     with _progress() as show:
         if command.report:
             from likelier.pipeline import train_and_report
@@ -91,18 +98,87 @@ def report(run: str) -> None:
     print(write_report(RunDir(run).require()))
 
 
-def convert(src: str, dst: Path) -> None:
-    """Read preference pairs of any known shape and write them as canonical records.
+def convert(
+    src: str,
+    dst: Path,
+    to: Literal["trl", "openai", "llamafactory"] | None = None,
+    format: str | None = None,
+    pairs: Literal["best-worst", "all"] = "best-worst",
+    min_gap: float = 0.0,
+    skip_bad: bool = False,
+) -> None:
+    """Read preference data of any known shape and write it as canonical records, or for another tool.
 
     Args:
         src: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
-        dst: a .jsonl, .jsonl.gz or .parquet file.
+        dst: a .jsonl or .jsonl.gz file; canonical records also as .parquet.
+        to: the tool to write for; what its format cannot hold is counted and named.
+        format: the shape of src by its name, where it is not to be recognised; docs/data.md lists them.
+        pairs: which pairs a list of scored or ranked replies gives.
+        min_gap: the least difference of scores (or ranks) in such a pair.
+        skip_bad: leave bad rows out and list them beside dst, as NAME.bad.jsonl, instead of stopping at the first.
     """
-    from likelier.data.formats import stream_all
-    from likelier.data.version import write_version
+    from likelier.data.convert import convert_file
+    from likelier.data.shapes.lists import Pairing
 
-    made = write_version(dst, stream_all([src]), parents=(), step=f"convert {src}")
-    print(f"{dst}: {made.counts.pairs} pairs, data set {made.id}")
+    for line in convert_file(src, dst, to=to, shape=format, pairing=Pairing(pairs, min_gap), skip_bad=skip_bad):
+        print(line)
+
+
+def audit(
+    data: tuple[str, ...],
+    model: str = "",
+    against: tuple[str, ...] = (),
+    json: Path | None = None,
+    html: Path | None = None,
+    recipe: Path | None = None,
+) -> None:
+    """Say what preference pairs would really teach: bias, duplicates, contradictions, secrets, shortcuts. Exit code 1 on a fatal finding.
+
+    Args:
+        data: files of preference pairs.
+        model: count tokens as this model does: `embedded`, a folder, a .gguf file or a hub name.
+        against: held-out files; a prompt that stands in both is a leak.
+        json: write all findings here.
+        html: write them as one page, with plots.
+        recipe: take the limits from this recipe's `audit` section.
+    """
+    from likelier.audit.run import audit as run_audit
+    from likelier.audit.terminal import show_audit
+    from likelier.errors import Refused
+    from likelier.rundir import write_atomic
+
+    limits, counter = _limits_and_counter(recipe, model)
+    found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=_processes())
+    show_audit(found)
+    if json:
+        write_atomic(json, found.to_json())
+    if html:
+        from likelier.report.audit_page import write_audit_page
+
+        write_audit_page(found, html)
+    if fatal := found.fatal():
+        raise Refused(f"{len(fatal)} fatal {'finding' if len(fatal) == 1 else 'findings'}: {', '.join(f.check for f in fatal)}.")
+
+
+def fix(data: str, dst: Path, do: tuple[str, ...], model: str = "", recipe: Path | None = None) -> None:
+    """Apply safe mends to preference pairs, each by its name, and write what stays as a new version.
+
+    Args:
+        data: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
+        dst: a .jsonl, .jsonl.gz or .parquet file.
+        do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio,
+            drop-over-long, drop-cut-off, balance-length, mask-secrets.
+        model: count tokens as this model does, for drop-over-long.
+        recipe: take the limits from this recipe's `audit` section.
+    """
+    from likelier.audit.fix import fix as mend
+
+    limits, counter = _limits_and_counter(recipe, model)
+    fixed = mend([data], dst, do, limits=limits, count_tokens=counter, workers=_processes())
+    for name, count in fixed.counts.items():
+        print(f"{name}: {count:,} {'pair' if count == 1 else 'pairs'}")
+    print(f"{dst}: {fixed.manifest.counts.pairs:,} pairs, data set {fixed.manifest.id}\nmade of {fixed.parent}")
 
 
 def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None = None) -> None:
@@ -138,6 +214,8 @@ def verify(path: str) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "audit": audit,
+    "fix": fix,
     "convert": convert,
     "split": split,
     "train": train,
@@ -202,6 +280,25 @@ def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, lis
     if any(word in ("-h", "--help") for word in arguments):
         return None, list(arguments)
     raise RequestError(f"no recipe was given. Usage: {usage}. The recipes/ folder has ones to start from.")
+
+
+def _limits_and_counter(recipe: Path | None, model: str) -> tuple["AuditSettings", "TokenCounter | None"]:
+    """What an audit goes by: the recipe's limits and model, or the defaults and none."""
+    from likelier.data.tokenizer_files import TokenCounter
+    from likelier.model_files import tokenizer_folder
+    from likelier.recipe import load_recipe
+    from likelier.thresholds import AuditSettings
+
+    limits, template = AuditSettings(), "own"
+    if recipe:
+        loaded = load_recipe(recipe)
+        limits = loaded.audit.model_copy(update={"length_limit": loaded.data.max_length})
+        model, template = model or loaded.model.name, loaded.model.chat_template
+    return limits, TokenCounter(tokenizer_folder(model), template) if model else None
+
+
+def _processes() -> int:
+    return os.cpu_count() or 1
 
 
 @contextmanager

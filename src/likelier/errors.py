@@ -27,7 +27,24 @@ class RequestError(LikelierError, ValueError):
 
 
 class DataError(RequestError):
-    """A data file, row or field is not usable; the message names it."""
+    """A data file, row or field is not usable; the message names it.
+
+    Of a fault in one row, `where` is its file and row, `fault` the message without them, and `kind` the same for programs:
+
+        identical        both sides say the same
+        empty            a reply or a prompt says nothing
+        tie              neither side is better
+        prompts-differ   the sides answer different prompts
+        unlabelled       nobody has judged the row
+        unpaired         the row judges one reply, where a pair is needed
+        malformed        anything else: a field is missing, has the wrong type, cannot be understood
+    """
+
+    def __init__(self, fault: str, *, kind: str = "malformed", where: str = "") -> None:
+        super().__init__(f"{where}: {fault}" if where else fault)
+        self.fault = fault
+        self.kind = kind
+        self.where = where
 
 
 class RecipeError(RequestError):

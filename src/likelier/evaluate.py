@@ -24,12 +24,12 @@ from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import Statistic, bootstrap, bootstrap_difference, calibration, correct, has_apology, in_a_loop
+from likelier.model_files import cache_dir
 from likelier.models import LoadedModel, as_reference, fingerprint, load_model, load_trained
 from likelier.objectives import Logps, Objective, Responses, make_objective
 from likelier.probes import Question, neutral_prompts, questions
 from likelier.recipe import Recipe, load_recipe
 from likelier.rundir import RunDir, write_json, write_jsonl
-from likelier.weights import cache_dir
 
 LogpsOf = Mapping[PromptResponse, Tensor]
 """For each sequence the (L,) fp32 log-probabilities of its response's tokens, on the CPU."""

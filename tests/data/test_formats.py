@@ -11,7 +11,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from likelier.data.formats import ROLES, read_all, read_pairs, write_pairs
+from likelier.data.formats import read_all, read_pairs, write_pairs
+from likelier.data.messages import ROLES
 from likelier.errors import DataError
 from likelier.records import EXTRAS, Message, Pair, content_hash
 

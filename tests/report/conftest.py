@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.audit import corpus
 
+from likelier.audit.run import audit
+from likelier.data.formats import write_pairs
 from likelier.metrics import bootstrap, bootstrap_difference, calibration, correct, length_summary
 from likelier.recipe import parse_recipe
 from likelier.report import write_report
+from likelier.report.audit_page import write_audit_page
 from likelier.rundir import RunDir, write_json, write_jsonl
 
 INJECTION = '<script>alert("no")</script><img src=x onerror=alert(1)>'
@@ -22,6 +27,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     made = made_up_run(tmp_path_factory.mktemp("runs") / "support-dpo")
     assert write_report(made) == made.report
     return made
+
+
+@pytest.fixture(scope="session")
+def audit_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an audit that finds something of every kind, in rows with markup in them."""
+    folder = tmp_path_factory.mktemp("audit")
+    pairs = corpus.clean()
+    for _, _, plant in corpus.PLANTERS:
+        pairs = plant(pairs)[0]
+    marked = [replace(pair, prompt=corpus.asked(f"{INJECTION} {'long' * 60} {corpus.said(pair.prompt)}")) for pair in pairs]
+    write_pairs(folder / "pairs.jsonl", marked)
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "' + "x" * 50 + '", "chosen": "", "rejected": "b"}\n')
+    write_audit_page(audit([folder / "pairs.jsonl"]), folder / "audit.html")
+    return folder / "audit.html"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The report in a real browser: it fits a phone and paper, and is readable in light and dark."""
+"""Report and audit in a real browser: they fit a phone and paper, and are readable in light and dark."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,18 +26,19 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
-def open_at(browser: Any, run: RunDir, width: int, scheme: str, media: str) -> None:
+def open_at(browser: Any, page: Path, width: int, scheme: str, media: str) -> None:
     metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    browser.get(run.report.as_uri())
+    browser.get(page.as_uri())
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width, media", [(390, "screen"), (1280, "screen"), (672, "print")])
-def test_the_page_fits_and_is_readable(run: RunDir, browser: Any, width: int, media: str, scheme: str) -> None:
-    open_at(browser, run, width, scheme, media)
+@pytest.mark.parametrize("page", ["report", "audit"])
+def test_the_page_fits_and_is_readable(run: RunDir, audit_page: Path, browser: Any, page: str, width: int, media: str, scheme: str) -> None:
+    open_at(browser, run.report if page == "report" else audit_page, width, scheme, media)
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.execute_script("return document.documentElement.clientWidth") in (width, width - 15)  # less a scroll bar
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width

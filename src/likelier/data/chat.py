@@ -102,6 +102,12 @@ class Encoder:
                     encoded.boundary_mismatches.append(name)
         return encoded
 
+    def lengths(self, pairs: Sequence[Pair]) -> list[tuple[int, int, int]]:
+        """Tokens of each pair's prompt, chosen and rejected, whether it fits or not. Raises as `encode_pairs` does."""
+        sequences = self._encode([turn for number, pair in enumerate(pairs, 1) for turn in _turns(pair, f"pair {pair.id or number}")], {})
+        both = zip(sequences[::2], sequences[1::2], strict=True)
+        return [(len(chosen.prompt_ids), len(chosen.response_ids), len(rejected.response_ids)) for chosen, rejected in both]
+
     def encode_pair(self, pair: Pair) -> PreferenceExample:
         """One pair. Raises DataError where `encode_pairs` would drop it."""
         encoded = self.encode_pairs([pair])

@@ -12,11 +12,8 @@ What a row means is the business of `formats.py`. A new container is one functio
 import csv
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date, time
-from decimal import Decimal
 from importlib import resources
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -27,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from likelier.atomic import atomic_file
+from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
 
@@ -265,51 +263,12 @@ def _without_nulls(value: Any) -> Any:
 
 def _row(value: Any, number: int, where: str, stem: str, *, table: bool) -> Row:
     try:
-        value = DataError(f"{where}: {value}") if isinstance(value, ValueError) else plain(value)
+        value = DataError(str(value), where=where) if isinstance(value, ValueError) else plain(value)
     except ValueError as problem:
-        value = DataError(f"{where}: {problem}")
+        value = DataError(str(problem), where=where)
     except RecursionError:
-        value = DataError(f"{where}: this row's JSON is nested too deeply.")
+        value = DataError("this row's JSON is nested too deeply.", where=where)
     return Row(value, number, where, stem, table)
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types, so that it can be hashed, written and read back. Raises ValueError naming the field."""
-    match value:
-        case None | bool() | int():
-            return value
-        case str():
-            if not value.isascii():
-                _check_characters(value)
-            return value
-        case float():
-            if not math.isfinite(value):
-                raise ValueError(f"{value} is not a number that JSON can hold. Write null, or leave the field out.")
-            return value
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case dict():
-            return {plain(name): _named(name, field) for name, field in value.items()}
-        case date() | time():
-            return value.isoformat()
-        case Decimal():
-            return plain(float(value))
-    raise ValueError(f"a value of type {type(value).__name__} is not text, number, list or object. Leave the field out.")
-
-
-def _named(name: str, field: Any) -> Any:
-    try:
-        return plain(field)
-    except ValueError as problem:
-        raise ValueError(f"`{name!s}`: {problem}") from None
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        half = ascii(text[problem.start])
-        raise ValueError(f"this text holds {half}, half of a character (a lone surrogate). Write the whole character or remove it.") from None
 
 
 def _brief(problem: BaseException) -> str:
@@ -347,14 +306,18 @@ def _write_gzip(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
-    """Lists and objects go into text columns as JSON, because Arrow would give all structs the keys of each."""
-    columns = {name: pa.float64() if name in ("weight", "margin") else pa.string() for name in ("prompt", "chosen", "rejected", *EXTRAS)}
-    schema = pa.schema(columns)
+    """Lists and objects go into text columns as JSON, because Arrow would give all structs the keys of each. The first row says which sides there
+    are: all rows are pairs, or all are unpaired."""
+    rows = iter(rows)
+    batch = list(islice(rows, 1000))
+    sides = ("completion", "label") if batch and "completion" in batch[0] else ("chosen", "rejected")
+    types = {"weight": pa.float64(), "margin": pa.float64(), "label": pa.bool_()}
+    schema = pa.schema({name: types.get(name, pa.string()) for name in ("prompt", *sides, *EXTRAS)})
     with pq.ParquetWriter(file, schema) as writer:
-        rows = iter(rows)
-        while batch := list(islice(rows, 1000)):
+        while batch:
             cells = [{name: _json_text(field) if isinstance(field, list | dict) else field for name, field in row.items()} for row in batch]
             writer.write_table(pa.Table.from_pylist(cells, schema=schema))
+            batch = list(islice(rows, 1000))
 
 
 def _json_text(value: Any) -> str:

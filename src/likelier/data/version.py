@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from likelier.atomic import atomic_file
@@ -76,6 +77,11 @@ def dataset_id(records: Iterable[Record]) -> str:
     return account.id
 
 
+def id_of_hashes(contents: NDArray[np.void]) -> str:
+    """`dataset_id` of records whose content hashes (V32 each) are known, in any order."""
+    return _merkle_root(np.sort(contents).tobytes()).hex()
+
+
 class Account:
     """What a manifest says of records, noted while they stream by: 48 bytes a record are kept."""
 
@@ -96,7 +102,7 @@ class Account:
 
     @property
     def id(self) -> str:
-        return _merkle_root(np.sort(np.frombuffer(self._contents, "V32")).tobytes()).hex()
+        return id_of_hashes(np.frombuffer(self._contents, "V32"))
 
     @property
     def counts(self) -> Counts:

@@ -1,11 +1,12 @@
 """A run directory as one page: read, phrase, fill in the template, write."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from likelier.recipe import Recipe, load_recipe
 from likelier.report import plots, view
@@ -21,11 +22,12 @@ def write_report(run: RunDir) -> Path:
     What is not there yet (evaluation, samples, curves) is said to be missing. Raises RunError when it is no run directory or has no manifest.
     """
     recipe = load_recipe(run.require().recipe)
-    write_atomic(run.report, _template().render(_page(run, recipe)))
+    write_atomic(run.report, template("page.html.jinja").render(_page(run, recipe)))
     return run.report
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of this folder's templates, with everything escaped but our own drawings."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -34,7 +36,13 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["inline"] = Markup  # for our own SVG only; all other text is escaped
-    return environment.get_template("page.html.jinja")
+    environment.filters["code"] = _with_code
+    return environment.get_template(name)
+
+
+def _with_code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
@@ -64,6 +72,7 @@ def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "smoothed": len(train) >= plots.RUNNING_MEAN_FROM,
         "best_step": _best_step(manifest),
         "data": [view.data_view(side, manifest["data"][side]) for side in ("train", "eval") if manifest["data"].get(side)],
+        "audit": view.audit_findings(manifest),
         "samples": [view.sample_view(row) for row in samples[: view.MOST_SAMPLES]],
         "samples_more": max(0, len(samples) - view.MOST_SAMPLES),
         "provenance": view.provenance(manifest),

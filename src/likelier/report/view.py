@@ -137,6 +137,8 @@ def cautions(manifest: Manifest) -> list[str]:
         found.append("The reference scores changed during the run: rewards and margins are not to be trusted.")
     if (manifest.get("numerics") or {}).get("engine") == "plain":
         found.append("Prompts were not shared (plain engine): the result is the same, the run was slower than it need be.")
+    if accepted := (manifest.get("audit") or {}).get("accepted"):
+        found.append(f"Trained in spite of what the audit calls fatal: {', '.join(accepted)}.")
     for side, name in (("train", "training"), ("eval", "held-out")):
         data = manifest["data"].get(side) or {}
         if dropped := data.get("dropped"):
@@ -144,6 +146,13 @@ def cautions(manifest: Manifest) -> list[str]:
         if moved := data.get("boundary_mismatches"):
             found.append(f"In {count(moved, f'{name} pair')} prompt and reply are tokenised otherwise together than apart.")
     return found
+
+
+def audit_findings(manifest: Manifest) -> list[Finding]:
+    """What the audit of the training pairs noted, the gravest first."""
+    grave = {"fatal": 0, "warn": 1, "note": 2}
+    noted = (manifest.get("audit") or {}).get("findings") or []
+    return [Finding(row["title"], row["summary"], row["verdict"]) for row in sorted(noted, key=lambda row: grave[row["verdict"]])]
 
 
 def data_view(side: str, data: Mapping[str, Any]) -> DataView:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from likelier.audit.gate import open_gate
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
@@ -24,6 +25,7 @@ from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
+from likelier.model_files import cache_dir
 from likelier.models import (
     LoadedModel,
     add_adapter,
@@ -44,7 +46,6 @@ from likelier.train.card import model_card
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.progress import Progress
-from likelier.weights import cache_dir
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Prepared:
     policy: Scorer
     parity: Parity
     weights: str  # fingerprint of the reference's weights
+    audit: dict[str, Any]  # what the manifest says about the audit of the training pairs
 
     @property
     def numerics(self) -> dict[str, Any]:
@@ -85,6 +87,10 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     train, held_out = load_sides(recipe.data, encoder)
     for side in (train, held_out):
         _announce(side, show)
+    audit = open_gate(train.pairs, train.id, recipe.audit, cache=cache_dir() / "audits")
+    for finding in audit["findings"]:
+        if finding["verdict"] != "note":
+            show.say(f"Audit, {finding['verdict']}: {finding['summary']}")
     weights = fingerprint(loaded.model)
     if settings.method == "lora":
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
@@ -94,7 +100,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
     policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
-    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights)
+    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, audit)
 
 
 def probe_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
@@ -226,6 +232,7 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "peft")}},
         "recipe": recipe.fingerprint(),
         "data": {"train": prepared.train.summary(), "eval": prepared.held_out.summary()},
+        "audit": prepared.audit,
         "model": {
             "name": prepared.loaded.name,
             "parameters": sum(p.numel() for p in model.parameters()) - adapter,
