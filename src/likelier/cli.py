@@ -193,7 +193,7 @@ def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None
     from likelier.data.version import split_version
 
     for path, made in split_version(data, eval_fraction=eval, by=by, stratify=stratify):
-        print(f"{path}: {made.counts.pairs} pairs, data set {made.id}")
+        print(f"{path}: {made.counts}, data set {made.id}")
 
 
 def verify(path: str) -> None:

@@ -109,10 +109,25 @@ def test_a_version_says_what_it_is_and_verifies(ending, tmp_path):
     assert verdicts(path) == ALL_HOLDS
 
 
-def test_unpaired_records_are_counted(tmp_path):
-    made = write_version(tmp_path / "a.jsonl", [Labelled(pair(0).prompt, pair(0).chosen, True), pair(0)], parents=(), step="made up")
-    assert made.counts.model_dump() == {"pairs": 1, "unpaired": 1, "prompts": 1}
+UNPAIRED = [Labelled(pair(n).prompt, pair(n).chosen, n % 2 == 0) for n in range(30)]
+
+
+def test_unpaired_records_are_counted_verified_and_split(tmp_path):
+    path = tmp_path / "a.jsonl"
+    made = write_version(path, [*UNPAIRED, pair(0)], parents=(), step="made up")
+    assert made.counts.model_dump() == {"pairs": 1, "unpaired": 30, "prompts": 30}
+    assert str(made.counts) == "1 pair and 30 unpaired records"
     assert made.fields == ("prompt", "chosen", "rejected", "completion", "label", "id")
+    assert verdicts(path) == ALL_HOLDS
+    sides = split_version(str(path), eval_fraction=0.3)
+    assert sum(side.counts.unpaired for _, side in sides) == 30
+    assert all(verdicts(target) == ALL_HOLDS for target, _ in sides)
+    table = tmp_path / "a.parquet"
+    assert write_version(table, UNPAIRED, parents=(), step="made up").id == dataset_id(UNPAIRED)
+    assert verdicts(table) == ALL_HOLDS
+    with pytest.raises(DataError, match="either pairs or unpaired records"):
+        write_version(table, [*UNPAIRED, pair(0)], parents=(), step="made up")
+    assert verdicts(table) == ALL_HOLDS, "the file that was there stays"
 
 
 @settings(max_examples=150, deadline=None)

@@ -71,16 +71,11 @@ def read_pairs(source: str | Path, *, on_bad: OnBad = stop) -> Iterator[Pair]:
     return (pair for _, pair in _only_pairs(_read(source, on_bad), on_bad))
 
 
-def stream_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> Iterator[Pair]:
-    """The pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
+def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
+    """All pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
     taken: dict[str, int] = {}
     rows = (read for source in sources for read in _read(source, on_bad))
-    return (_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad))
-
-
-def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
-    """The pairs of `stream_all` as a list."""
-    return list(stream_all(sources, on_bad=on_bad))
+    return [_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad)]
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -100,11 +95,19 @@ def write_records(path: str | Path, records: Iterable[Record], *, to: str | None
     """
     done = Written(Counter(), Counter())
     write = target_named(to) if to else _canonical
-    is_table = Path(path).suffix.lower() == ".parquet"
-    if to and is_table:
+    if to and _is_table(path):
         raise DataError(f"{path}: the format `{to}` is written as .jsonl or .jsonl.gz; name the file so.")
-    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to or is_table else records, write, done, on_bad))
+    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to else that_fit(path, records, on_bad), write, done, on_bad))
     return done
+
+
+def that_fit(path: str | Path, records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Record]:
+    """The records that the file `path` can hold in the canonical shape: all, or those of one kind. The others go to `on_bad`."""
+    return _of_one_kind(records, on_bad) if _is_table(path) else iter(records)
+
+
+def _is_table(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ".parquet"
 
 
 def _canonical(record: Record, lost: Counter[str]) -> Fields:
