@@ -161,7 +161,7 @@ def audit(
         raise Refused(f"{len(fatal)} fatal {'finding' if len(fatal) == 1 else 'findings'}: {', '.join(f.check for f in fatal)}.")
 
 
-def fix(data: str, dst: Path, do: tuple[str, ...], model: str = "", recipe: Path | None = None) -> None:
+def fix(data: str, dst: Path, do: tuple[str, ...] = (), model: str = "", recipe: Path | None = None) -> None:
     """Apply safe mends to preference pairs, each by its name, and write what stays as a new version.
 
     Args:

@@ -25,7 +25,7 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for finding in audit.at_least(Verdict.NOTE):
-        table.add_row(Text(str(finding.verdict), COLOURS[finding.verdict]), Text(finding.check, "bold"), _account(finding))
+        table.add_row(Text(str(finding.verdict), COLOURS[finding.verdict]), Text(finding.check, "bold"), _account(finding, audit))
     console.print(table)
     for verdict in (Verdict.OK, Verdict.SKIPPED):
         names = [finding.check for finding in audit.findings if finding.verdict == verdict]
@@ -33,12 +33,13 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
             console.print(Text(f"{verdict}: ", COLOURS[verdict]) + Text(", ".join(names), "dim"))
 
 
-def _account(finding: Finding) -> Group:
+def _account(finding: Finding, audit: Audit) -> Group:
+    """What was found, the first rows with it, and the mend. Of a single source the name is not said again."""
+    source = f"{audit.sources[0]}, " if len(audit.sources) == 1 else ""
     lines = [Text(finding.summary)]
-    named = finding.ids[:NAMED]
     if finding.verdict == Verdict.FATAL and finding.details:
-        lines += [Text(detail, "dim") for detail in finding.details[:NAMED]]
-    elif named:
+        lines += [Text(detail.removeprefix(source), "dim") for detail in finding.details[:NAMED]]
+    elif named := finding.ids[:NAMED]:
         lines.append(Text(f"{', '.join(named)}{' …' if finding.count > len(named) else ''}", "dim"))
     if finding.verdict >= Verdict.WARN:
         lines.append(Text(f"→ {finding.mend}", "italic"))
