@@ -1,5 +1,6 @@
 """Every shape: an example as its own tool's documentation has it, the exact records, and what is refused."""
 
+import copy
 import csv
 import json
 import tempfile
@@ -736,7 +737,7 @@ SPECIAL = [
 ]
 KEYS = ["role", "content", "from", "value", "rank", "response", "score", "annotations", "result", "messages", "user_id", "values", "a"]
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 5) | st.floats() | st.text(max_size=3) | st.sampled_from(SPECIAL),
+    st.none() | st.booleans() | st.integers(-2, 5) | st.floats() | st.text(max_size=3) | st.sampled_from(SPECIAL).map(copy.deepcopy),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     max_leaves=6,
 )

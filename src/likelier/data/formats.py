@@ -98,7 +98,7 @@ def write_records(path: str | Path, records: Iterable[Record], *, to: str | None
     is_table = Path(path).suffix.lower() == ".parquet"
     if to and is_table:
         raise DataError(f"{path}: the format `{to}` is written as .jsonl or .jsonl.gz; name the file so.")
-    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to or is_table else records, write, done, on_bad))
+    write_rows(path, _rows_of(records, write, done, on_bad, of_one_kind=bool(to) or is_table))
     return done
 
 
@@ -106,31 +106,23 @@ def _canonical(record: Record, lost: Counter[str]) -> Fields:
     return record.as_dict()
 
 
-def _rows_of(records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], done: Written, on_bad: OnBad) -> Iterator[Fields]:
+def _rows_of(
+    records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], done: Written, on_bad: OnBad, *, of_one_kind: bool
+) -> Iterator[Fields]:
     for each in records:
+        kind = "pair" if isinstance(each, Pair) else "unpaired record"
+        lost: Counter[str] = Counter()
         try:
-            row = write(each, done.lost)
+            row = write(each, lost)
+            if of_one_kind and done.records.keys() - {kind}:
+                fault = "the records before it were of the other kind, and such a file holds either pairs or unpaired records. Write two files."
+                raise DataError(fault, kind="unpaired")
         except DataError as problem:
-            on_bad(DataError(problem.fault, kind=problem.kind, where=_called(each)))
+            on_bad(DataError(problem.fault, kind=problem.kind, where=f"record {each.id or '(without id)'}"))
         else:
-            done.records["pair" if isinstance(each, Pair) else "unpaired record"] += 1
+            done.lost.update(lost)
+            done.records[kind] += 1
             yield row
-
-
-def _of_one_kind(records: Iterable[Record], on_bad: OnBad) -> Iterator[Record]:
-    """The records that are of the first one's kind: columns hold pairs, or replies with labels."""
-    first: type[Record] | None = None
-    for each in records:
-        first = first or type(each)
-        if isinstance(each, first):
-            yield each
-        else:
-            fault = "the first record was of the other kind, and such a file holds either pairs or unpaired records. Write two, or canonical .jsonl."
-            on_bad(DataError(fault, kind="unpaired", where=_called(each)))
-
-
-def _called(record: Record) -> str:
-    return f"record {record.id or '(without id)'}"
 
 
 def _read(
