@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from likelier.cli import convert
 from likelier.data.formats import read_all, read_pairs, read_records
 from likelier.data.shapes import ASKED_FOR, BY_NAME, SHAPES
 from likelier.data.shapes.lists import Pairing
@@ -175,9 +177,7 @@ FEEDBACK_DATASET = {
         {
             "user_id": "u1",
             "status": "submitted",
-            "values": {
-                "preference": {"value": [{"rank": 1, "value": "reply-2"}, {"rank": 2, "value": "reply-1"}, {"rank": 3, "value": "reply-3"}]}
-            },
+            "values": {"preference": {"value": [{"rank": 1, "value": "reply-2"}, {"rank": 2, "value": "reply-1"}, {"rank": 3, "value": "reply-3"}]}},
         },
         {"user_id": "u2", "status": "discarded", "values": {"preference": {"value": [{"rank": 1, "value": "reply-1"}]}}},
     ],
@@ -215,7 +215,7 @@ FEEDBACK_HUB = {
 EDIT = {"messages": [said("user", "Where is my parcel?")], "draft": "No idea.", "sent": "In Ulm.", "annotator": "ann"}
 THUMB = {"messages": [said("user", "Hi")], "response": "Hello!", "feedback": "up", "session": "s1"}
 
-ScoredPair = dict(meta={"chosen_score": 3.0, "rejected_score": 1.0}, margin=2.0)
+THREE_AND_ONE = {"meta": {"chosen_score": 3.0, "rejected_score": 1.0}, "margin": 2.0}
 
 EXAMPLES = {
     "TRL unpaired text": (UNPAIRED_TEXT, "unpaired", [Labelled((user("The sky is"),), (assistant(" blue."),), True)]),
@@ -273,7 +273,7 @@ EXAMPLES = {
     "scores beside the responses": (
         {"prompt": [SKY.as_dict()], "responses": ["It is green.", [BLUE.as_dict()]], "scores": [1, "3"]},
         "scored-list",
-        [Pair((SKY,), (BLUE,), (GREEN,), **ScoredPair)],
+        [Pair((SKY,), (BLUE,), (GREEN,), **THREE_AND_ONE)],
     ),
     "distilabel": (
         {"instruction": "q", "generations": ["a", "b", "c"], "ratings": [1, None, 3], "generation_models": ["m", "n", "o"]},
@@ -299,7 +299,11 @@ EXAMPLES = {
         [Pair((user("q"),), (assistant("a"),), (assistant("b"),), meta={"chosen_model": "n", "rejected_model": "m"})],
     ),
     "an order": ({**RANKED, "order": [1, 2, 0]}, "ranked-list", [Pair((user("q"),), (assistant("good"),), (assistant("fine"),))]),
-    "a ranking that is its own inverse": ({**RANKED, "ranking": [2, 1, 3]}, "ranked-list", [Pair((user("q"),), (assistant("good"),), (assistant("bad"),))]),
+    "a ranking that is its own inverse": (
+        {**RANKED, "ranking": [2, 1, 3]},
+        "ranked-list",
+        [Pair((user("q"),), (assistant("good"),), (assistant("bad"),))],
+    ),
     "a ranking by text": (
         {**RANKED, "ranking": ["bad", "fine", "good"]},
         "ranked-list",
@@ -446,7 +450,7 @@ def test_a_shape_that_was_asked_for_must_fit(tmp_path):
 
 
 def test_unknown_shape_is_refused_before_anything_is_read():
-    with pytest.raises(RequestError, match="no format `open-ai`. Did you mean `openai`"):
+    with pytest.raises(RequestError, match=r"no format `open-ai`\. Did you mean `openai`"):
         read_records("no such file", shape="open-ai")
 
 
@@ -643,7 +647,10 @@ KINDS = [
     ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 0}, "tie"),
     ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}, "prompts-differ"),
     ({"chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "p"), said("assistant", "b")]}, "prompts-differ"),
-    ({"prompt": "p", "chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "q"), said("assistant", "b")]}, "prompts-differ"),
+    (
+        {"prompt": "p", "chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "q"), said("assistant", "b")]},
+        "prompts-differ",
+    ),
     ({"prompt": "q", "chosen": "a", "rejected": 5}, "malformed"),
     (["no object"], "malformed"),
 ]
@@ -781,3 +788,29 @@ def test_any_json_in_any_field_gives_records_or_data_errors(row, shape, pairing)
         for record in records:
             again = list(read_records(write(Path(folder, "b.jsonl"), record.as_dict())))
             assert again == [record], "what was read is canonical"
+
+
+# What people are told
+
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+TABLE = re.findall(r"^\| `([\w-]+)` \| .* \| `(\{.*\})` \|$", DOCS, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name, example", TABLE, ids=[name for name, _ in TABLE])
+def test_the_examples_of_the_page_are_of_their_shape(tmp_path, name, example):
+    shape = name if name == "implicit-text" else None
+    [record], seen = read(tmp_path, json.loads(example), shape=shape)
+    assert seen == [name]
+    reply = record.completion if isinstance(record, Labelled) else record.chosen
+    assert reply[0].content in ("a", " blue.")
+
+
+def test_every_shape_is_on_the_page_and_in_the_help():
+    assert sorted(name for name, _ in TABLE) == sorted(BY_NAME)
+    assert set(BY_NAME) <= set(re.findall(r"[\w-]+", convert.__doc__))
+
+
+def test_every_kind_of_fault_is_on_the_page_and_in_the_error():
+    kinds = {"identical", "empty", "tie", "prompts-differ", "unlabelled", "unpaired", "malformed"}
+    assert kinds == set(re.findall(r"^        ([\w-]+)   ", DataError.__doc__, flags=re.MULTILINE))
+    assert all(f"| `{kind}` |" in DOCS for kind in kinds)

@@ -160,7 +160,7 @@ def test_canonical_json_lines_hold_both(tmp_path):
 
 
 def test_unknown_targets_and_endings(tmp_path):
-    with pytest.raises(RequestError, match="no target `tlr`. Did you mean `trl`"):
+    with pytest.raises(RequestError, match=r"no target `tlr`\. Did you mean `trl`"):
         write_records(tmp_path / "a.jsonl", [PLAIN], to="tlr")
     with pytest.raises(DataError, match=r"`trl` is written as \.jsonl or \.jsonl\.gz"):
         write_records(tmp_path / "a.parquet", [PLAIN], to="trl")

@@ -1,6 +1,6 @@
 """Containers: whatever holds rows (files, folders, saved datasets, hub names) as one stream of JSON values, and back.
 
-What a row means is the business of `formats.py`. A new container is one function and one row of CONTAINERS.
+What a row means is the business of `shapes/`. A new container is one function and one row of CONTAINERS.
 
     path.jsonl  path.json  path.csv  (each also .gz)  path.parquet
     folder/                    all such files in it, by name (not in its subfolders), or a dataset saved by `datasets`

@@ -56,8 +56,8 @@ def read_records(
     where one is named; `seen` counts the rows of each shape. `pairing` says which pairs a list of scored or ranked replies gives.
 
     A record without an id is named after its file and row ("train:17"); an id that was already taken gets "#2", "#3" … For that the ids that were
-    given are kept, about 150 bytes a record, and nothing else is: a hash of each would take half of that, but two ids with one hash would then
-    change each other's names.
+    given are kept, about 120 bytes a record, and nothing else is: hashes would take half of that, but two ids with one hash would then change
+    each other's names.
 
     Raises RequestError for an unknown shape, DataError for a source that cannot be read, and for the first bad row, unless `on_bad` takes it:
     then what is bad is left out (of several annotators' answers in one row, only the unusable ones).

@@ -81,7 +81,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def _turns(transcript: str) -> Messages:
-    _, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", transcript.strip())
+    _, *parts = re.split(r"\n\n(Human|Assistant):", f"\n\n{transcript.strip()}")
     names = {"Human": "user", "Assistant": "assistant"}
     return tuple(Message(names[name], text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True))
 
