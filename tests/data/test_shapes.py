@@ -213,7 +213,7 @@ FEEDBACK_HUB = {
 }
 
 EDIT = {"messages": [said("user", "Where is my parcel?")], "draft": "No idea.", "sent": "In Ulm.", "annotator": "ann"}
-THUMB = {"messages": [said("user", "Hi")], "response": "Hello!", "feedback": "up", "session": "s1"}
+THUMB = {"messages": [said("user", "Hi")], "response": "Hello!", "feedback": "up", "chat": "c1"}
 
 THREE_AND_ONE = {"meta": {"chosen_score": 3.0, "rejected_score": 1.0}, "margin": 2.0}
 
@@ -403,11 +403,16 @@ EXAMPLES = {
         [Pair((user("q"),), (assistant("b"),), (assistant("a"),), id="e1", annotator="u1")],
     ),
     "an edit": (EDIT, "edits", [Pair((user("Where is my parcel?"),), (assistant("In Ulm."),), (assistant("No idea."),), annotator="ann")]),
-    "a thumb": (THUMB, "thumbs", [Labelled((user("Hi"),), (assistant("Hello!"),), True, meta={"session": "s1"})]),
+    "a thumb": (THUMB, "thumbs", [Labelled((user("Hi"),), (assistant("Hello!"),), True, meta={"chat": "c1"})]),
     "a thumb after the messages": (
         {"messages": [said("user", "Hi"), said("assistant", "Hello!")], "rating": -1},
         "thumbs",
         [Labelled((user("Hi"),), (assistant("Hello!"),), False)],
+    ),
+    "a thumb called label": (
+        {"prompt": "Hi", "response": "Ho", "label": False},
+        "thumbs",
+        [Labelled((user("Hi"),), (assistant("Ho"),), False)],
     ),
     "a thumb with a comment": (
         {"prompt": "Hi", "response": "Ho", "feedback": {"rating": "thumbs_down", "comment": "rude"}},
@@ -696,13 +701,8 @@ def test_read_records_streams(tmp_path):
 def test_the_same_in_a_table(tmp_path, example):
     """Lists and objects stand as JSON text in a CSV file."""
     row, shape, records = EXAMPLES[example]
-    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
-    with (tmp_path / "one.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, cells)
-        writer.writeheader()
-        writer.writerow(cells)
     seen = Counter()
-    read_back = list(read_records(tmp_path / "one.csv", seen=seen))
+    read_back = list(read_records(write_table(tmp_path / "one.csv", row), seen=seen))
     assert [(record.prompt, record.chosen, record.rejected, record.annotator) for record in read_back] == [
         (record.prompt, record.chosen, record.rejected, record.annotator) for record in records
     ]
@@ -775,16 +775,31 @@ def damaged_rows(draw):
     return row
 
 
+def write_table(path, row):
+    """One row of a CSV file, its lists and objects as JSON text."""
+    cells = {name: cell if isinstance(cell, str) else json.dumps(cell) for name, cell in row.items() if "\ud800" not in (name, cell)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, {"n": "1", **cells})
+        writer.writeheader()
+        writer.writerow({"n": "1", **cells})
+    return path
+
+
 @settings(max_examples=400, deadline=None)
-@given(damaged_rows(), st.sampled_from([None, *BY_NAME]), st.sampled_from([Pairing(), Pairing("all"), Pairing("all", 1.0)]))
-def test_any_json_in_any_field_gives_records_or_data_errors(row, shape, pairing):
+@given(
+    damaged_rows(),
+    st.sampled_from([None, None, *BY_NAME]),
+    st.sampled_from([Pairing(), Pairing("all"), Pairing("all", 1.0)]),
+    st.booleans(),
+)
+def test_any_json_in_any_field_gives_records_or_data_errors(row, shape, pairing, as_table):
     with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder, "a.jsonl"), row)
+        path = write_table(Path(folder, "a.csv"), row) if as_table else write(Path(folder, "a.jsonl"), row)
         problems = []
         records = list(read_records(path, on_bad=problems.append, shape=shape, pairing=pairing))
         event("records" if records else "errors")
         assert records or problems
-        assert all(problem.where == f"{path}, line 1" for problem in problems)
+        assert all(problem.where == f"{path}, {'row' if as_table else 'line'} 1" for problem in problems)
         for record in records:
             again = list(read_records(write(Path(folder, "b.jsonl"), record.as_dict())))
             assert again == [record], "what was read is canonical"

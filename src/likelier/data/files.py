@@ -28,6 +28,9 @@ from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
 
+BAD_ROWS = ".bad.jsonl"
+"""How the name of a list of bad rows ends (see `skipped.py`)."""
+
 LONGEST_CELL = 2**31 - 1  # the csv module's own limit of 131,072 characters is shorter than some conversations
 
 
@@ -86,7 +89,8 @@ def _find(source: str) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if not path.name.startswith("."))
+    """What a folder or glob means: no hidden files, and no lists of bad rows."""
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith(BAD_ROWS))
 
 
 def _is_saved(path: Path) -> bool:
@@ -279,7 +283,7 @@ def _brief(problem: BaseException) -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the canonical dicts of records as `.jsonl`, `.jsonl.gz` or `.parquet`: the whole file or nothing, the same bytes for the same rows.
+    """Write rows as `.jsonl` or `.jsonl.gz`, and those of records as `.parquet`: the whole file or nothing, the same bytes for the same rows.
 
     Raises DataError for any other ending, or where the file cannot be written.
     """

@@ -34,7 +34,9 @@ def openai(record: Record, lost: Lost) -> Fields:
     strangers = {message.role for message in (*record.chosen, *record.rejected)} - {"assistant", "tool"}
     if strangers:
         raise DataError(f"a reply holds a message of the {min(strangers)}; OpenAI's outputs hold the assistant's and tools' only. Cut it.")
-    settings = {**_tools_of(record), **{name: record.meta[name] for name in ("parallel_tool_calls",) if name in record.meta}}
+    settings = _tools_of(record)
+    if "parallel_tool_calls" in record.meta:
+        settings["parallel_tool_calls"] = record.meta["parallel_tool_calls"]
     lost.update(name for name in COLUMNS if _is_set(record, name))
     lost.update(f"meta.{name}" for name in record.meta if name not in settings)
     given = {"messages": _openai_messages(record.prompt, lost), **settings}
@@ -54,9 +56,10 @@ def llamafactory(record: Record, lost: Lost) -> Fields:
     else:
         row["conversations"].append(_only_turn(record.completion, lost))
         row["kto_tag"] = record.label
-    sides = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
-    if any(side is not (at % 2 == 0) for at, side in enumerate(sides)) or (len(sides) % 2 == 0) is isinstance(record, Pair):
-        raise DataError("its turns do not alternate between user (or tool) and assistant, beginning and ending the prompt with the user's. Drop it.")
+    users = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
+    alternate = [at % 2 == 0 for at in range(len(users))]
+    if users != alternate or users[-1:] != [isinstance(record, Pair)]:
+        raise DataError("its turns do not alternate: the prompt must begin and end with the user (or a tool), the assistant between. Drop it.")
     columns = _columns(record, LLAMAFACTORY_FIELDS, lost)
     tools = columns.pop("tools", None)
     row |= {"system": system, "tools": _json_text([_bare(tool) for tool in tools]) if tools else ""}
