@@ -159,6 +159,56 @@ def test_debug_shows_the_traceback(recipe_file):
         main(["train", "no-such.yaml", "--debug"])
 
 
+def test_convert_says_what_it_saw_and_what_it_left_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 4]},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "meta": {"n": {"deep": 1}}},
+        {"prompt": "q", "chosen": "a", "rejected": "a"},
+        {"prompt": "q", "response": "a", "feedback": "up"},
+    ]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(capsys, "convert", "mixed.jsonl", "out.jsonl")
+    assert code == 2
+    assert "mixed.jsonl, line 3: `chosen` and `rejected` are identical" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+    code, out, err = run(capsys, "convert", "mixed.jsonl", "out.v2.jsonl", "--skip-bad", "--pairs", "all", "--min-gap", "2")
+    assert code == 0, err
+    shapes, written, left_out = out.splitlines()
+    assert shapes == "mixed.jsonl: 4 rows: 2 explicit-prompt, 1 scored-list, 1 thumbs"
+    assert written.startswith("out.v2.jsonl: 3 pairs and 1 unpaired record, data set ")
+    assert left_out == "left out: 1 fault: identical; listed in out.v2.bad.jsonl"
+    [line] = (tmp_path / "out.v2.bad.jsonl").read_text().splitlines()
+    assert {name: json.loads(line)[name] for name in ("where", "kind")} == {"where": "mixed.jsonl, line 3", "kind": "identical"}
+    assert json.loads(line)["fault"].startswith("`chosen` and `rejected` are identical")
+
+    code, out, err = run(capsys, "convert", "out.v2.jsonl", "out.v2.jsonl.gz", "--skip-bad", "--to", "llamafactory")
+    assert code == 0, err
+    assert "3 pairs, for llamafactory" in out
+    assert "llamafactory cannot hold: meta.n (1)" in out
+    assert '"ranking": true' in out
+    assert json.loads((tmp_path / "out.v2.bad.jsonl").read_text())["kind"] == "unpaired", "a target's own refusals are listed too"
+
+    code, out, _ = run(capsys, "convert", "out.v2.jsonl", "again.jsonl", "--skip-bad")
+    assert code == 0
+    assert "left out" not in out
+    assert not (tmp_path / "again.bad.jsonl").exists()
+
+
+def test_convert_refuses_what_it_cannot_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.jsonl", "--format", "open-ai")
+    assert (code, "Did you mean `openai`?" in err) == (2, True)
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.jsonl", "--format", "openai", "--skip-bad")
+    assert (code, "a.jsonl: no row of it is usable, so nothing was written" in err) == (2, True)
+    assert not (tmp_path / "b.jsonl").exists()
+    assert (tmp_path / "b.bad.jsonl").exists(), "the list says why"
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.csv", "--to", "trl")
+    assert (code, "records are written as .jsonl" in err) == (2, True)
+
+
 def test_convert_split_and_verify(capsys, recipe_file, tmp_path):
     code, out, _ = run(capsys, "convert", "pairs.jsonl", "pairs.parquet")
     assert code == 0

@@ -108,6 +108,7 @@ def test_folder_and_glob_read_their_files_in_order_of_name(tmp_path):
     jsonl(tmp_path / "b.jsonl", {"n": 2})
     jsonl(tmp_path / "a.jsonl", {"n": 1})
     jsonl(tmp_path / ".hidden.jsonl", {"n": 0})
+    jsonl(tmp_path / "a.bad.jsonl", {"where": "a.jsonl, line 2"})
     jsonl(tmp_path / "deeper" / "c.jsonl", {"n": 3})
     (tmp_path / "README.md").write_text("not data")
     assert values(tmp_path) == [{"n": 1}, {"n": 2}]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from likelier.data.files import BAD_ROWS
 from likelier.data.formats import read_records, stop, write_records
 from likelier.data.shapes.lists import Pairing
 from likelier.data.skipped import SkippedRows
@@ -67,7 +68,7 @@ def _some(records: Iterable[Record], src: str) -> Iterator[Record]:
 
 def _beside(dst: Path) -> Path:
     """`pairs.bad.jsonl` for `pairs.jsonl.gz`."""
-    return dst.with_name(f"{_stem(dst)}.bad.jsonl")
+    return dst.with_name(f"{_stem(dst)}{BAD_ROWS}")
 
 
 def _stem(dst: Path) -> str:

@@ -1,6 +1,6 @@
 """Containers: whatever holds rows (files, folders, saved datasets, hub names) as one stream of JSON values, and back.
 
-What a row means is the business of `formats.py`. A new container is one function and one row of CONTAINERS.
+What a row means is the business of `shapes/`. A new container is one function and one row of CONTAINERS.
 
     path.jsonl  path.json  path.csv  (each also .gz)  path.parquet
     folder/                    all such files in it, by name (not in its subfolders), or a dataset saved by `datasets`
@@ -27,6 +27,12 @@ from likelier.atomic import atomic_file
 from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
+
+BAD_ROWS = ".bad.jsonl"
+"""How the name of a list of bad rows ends (see `skipped.py`)."""
+
+BESIDE = (BAD_ROWS, ".manifest.json", ".croissant.json")
+"""How the names of files end that are written beside data (see `version.py` for the last two)."""
 
 LONGEST_CELL = 2**31 - 1  # the csv module's own limit of 131,072 characters is shorter than some conversations
 
@@ -86,8 +92,8 @@ def _find(source: str) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    """Neither hidden files nor what `version.py` writes beside data."""
-    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith((".manifest.json", ".croissant.json")))
+    """What a folder or glob means: no hidden files, no lists of bad rows, and nothing else that stands beside data."""
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith(BESIDE))
 
 
 def _is_saved(path: Path) -> bool:
@@ -280,7 +286,7 @@ def _brief(problem: BaseException) -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the canonical dicts of records as `.jsonl`, `.jsonl.gz` or `.parquet`: the whole file or nothing, the same bytes for the same rows.
+    """Write rows as `.jsonl` or `.jsonl.gz`, and those of records as `.parquet`: the whole file or nothing, the same bytes for the same rows.
 
     Raises DataError for any other ending, or where the file cannot be written.
     """

@@ -24,6 +24,8 @@ from likelier.records import Pair, Record
 OnBad = Callable[[DataError], None]
 """Called with the fault of each row that is left out."""
 
+OnWritten = Callable[[Record], None]
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 BEST_AND_WORST = Pairing()
@@ -56,8 +58,8 @@ def read_records(
     where one is named; `seen` counts the rows of each shape. `pairing` says which pairs a list of scored or ranked replies gives.
 
     A record without an id is named after its file and row ("train:17"); an id that was already taken gets "#2", "#3" … For that the ids that were
-    given are kept, about 150 bytes a record, and nothing else is: a hash of each would take half of that, but two ids with one hash would then
-    change each other's names.
+    given are kept, about 120 bytes a record, and nothing else is: hashes would take half of that, but two ids with one hash would then change
+    each other's names.
 
     Raises RequestError for an unknown shape, DataError for a source that cannot be read, and for the first bad row, unless `on_bad` takes it:
     then what is bad is left out (of several annotators' answers in one row, only the unusable ones).
@@ -83,62 +85,56 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     write_records(path, pairs)
 
 
-def write_records(path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop) -> Written:
+def write_records(
+    path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop, on_written: OnWritten | None = None
+) -> Written:
     """Write records as a file; returns how many it holds, and how often each field did not fit.
 
     In the canonical shape (`to` is None), as `.jsonl`, `.jsonl.gz` or `.parquet`, every field fits, and reading the file gives equal records.
     `to` names another tool's format (see `targets.py`), written as `.jsonl` or `.jsonl.gz`. Pairs and unpaired records go into one file only as
-    canonical JSONL. The file appears whole or not at all.
+    canonical JSONL. The file appears whole or not at all. `on_written` is called with each record that goes into it.
 
     Raises RequestError for an unknown target, and DataError for another ending, where the file cannot be written, and for a record that the
     file cannot hold at all, unless `on_bad` takes it.
     """
     done = Written(Counter(), Counter())
     write = target_named(to) if to else _canonical
-    if to and _is_table(path):
+    is_table = Path(path).suffix.lower() == ".parquet"
+    if to and is_table:
         raise DataError(f"{path}: the format `{to}` is written as .jsonl or .jsonl.gz; name the file so.")
-    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to else that_fit(path, records, on_bad), write, done, on_bad))
+    write_rows(path, _rows_of(records, write, done, on_bad, on_written, of_one_kind=bool(to) or is_table))
     return done
-
-
-def that_fit(path: str | Path, records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Record]:
-    """The records that the file `path` can hold in the canonical shape: all, or those of one kind. The others go to `on_bad`."""
-    return _of_one_kind(records, on_bad) if _is_table(path) else iter(records)
-
-
-def _is_table(path: str | Path) -> bool:
-    return Path(path).suffix.lower() == ".parquet"
 
 
 def _canonical(record: Record, lost: Counter[str]) -> Fields:
     return record.as_dict()
 
 
-def _rows_of(records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], done: Written, on_bad: OnBad) -> Iterator[Fields]:
+def _rows_of(
+    records: Iterable[Record],
+    write: Callable[[Record, Counter[str]], Fields],
+    done: Written,
+    on_bad: OnBad,
+    on_written: OnWritten | None,
+    *,
+    of_one_kind: bool,
+) -> Iterator[Fields]:
     for each in records:
+        kind = "pair" if isinstance(each, Pair) else "unpaired record"
+        lost: Counter[str] = Counter()
         try:
-            row = write(each, done.lost)
+            row = write(each, lost)
+            if of_one_kind and done.records.keys() - {kind}:
+                fault = "the records before it were of the other kind, and such a file holds either pairs or unpaired records. Write two files."
+                raise DataError(fault, kind="unpaired")
         except DataError as problem:
-            on_bad(DataError(problem.fault, kind=problem.kind, where=_called(each)))
+            on_bad(DataError(problem.fault, kind=problem.kind, where=f"record {each.id or '(without id)'}"))
         else:
-            done.records["pair" if isinstance(each, Pair) else "unpaired record"] += 1
+            done.lost.update(lost)
+            done.records[kind] += 1
+            if on_written:
+                on_written(each)
             yield row
-
-
-def _of_one_kind(records: Iterable[Record], on_bad: OnBad) -> Iterator[Record]:
-    """The records that are of the first one's kind: columns hold pairs, or replies with labels."""
-    first: type[Record] | None = None
-    for each in records:
-        first = first or type(each)
-        if isinstance(each, first):
-            yield each
-        else:
-            fault = "the first record was of the other kind, and such a file holds either pairs or unpaired records. Write two, or canonical .jsonl."
-            on_bad(DataError(fault, kind="unpaired", where=_called(each)))
-
-
-def _called(record: Record) -> str:
-    return f"record {record.id or '(without id)'}"
 
 
 def _read(

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from likelier.atomic import atomic_file
 from likelier.data.croissant import croissant
-from likelier.data.files import SCHEMES, write_rows
-from likelier.data.formats import OnBad, read_records, stop, that_fit
+from likelier.data.files import SCHEMES
+from likelier.data.formats import OnBad, read_records, stop, write_records
 from likelier.data.split import held_out, prompt_key
 from likelier.errors import DataError, Refused
 from likelier.records import EXTRAS, Pair, Record, content_hash
@@ -95,13 +95,16 @@ class Account:
         self._pairs = 0
         self._fields: set[str] = set()
 
+    def note(self, record: Record) -> None:
+        self._contents += bytes.fromhex(content_hash(record))
+        self._fields.update(record.as_dict())
+        self._prompts += _sha256(prompt_key(record.prompt).encode())[:16]
+        self._pairs += isinstance(record, Pair)
+
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The same records."""
+        """The same records, each noted."""
         for record in records:
-            self._contents += bytes.fromhex(content_hash(record))
-            self._fields.update(record.as_dict())
-            self._prompts += _sha256(prompt_key(record.prompt).encode())[:16]
-            self._pairs += isinstance(record, Pair)
+            self.note(record)
             yield record
 
     @property
@@ -128,7 +131,7 @@ def write_version(
     a `.parquet`, unless `on_bad` takes it.
     """
     path, account = Path(path), Account()
-    write_rows(path, (record.as_dict() for record in account.watch(that_fit(path, records, on_bad))))
+    write_records(path, records, on_bad=on_bad, on_written=account.note)
     manifest = Manifest(
         id=account.id,
         parents=tuple(parents),
