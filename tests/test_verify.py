@@ -129,6 +129,8 @@ def test_changed_base_weights_are_named(make_run, model_folder, tmp_path):  # no
     assert verdicts(run)["base weights"] == "differs"
     (base / "model.safetensors").unlink()
     assert verdicts(run)["base weights"] == "differs"
+    (base / "config.json").write_text("{")
+    assert verdicts(run)["base weights"] == "differs"
     shutil.rmtree(base)
     assert verdicts(run)["base weights"] == "not checked"
 

@@ -50,6 +50,17 @@ def test_order_ids_and_iterators_do_not_count():
     assert dataset_id(iter(other)) == dataset_id(records)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=12), st.randoms(use_true_random=False))
+def test_the_id_is_one_of_a_multiset(numbers, draw):
+    shuffled = draw.sample(numbers, len(numbers))
+    assert dataset_id(pair(n) for n in shuffled) == dataset_id(pair(n) for n in numbers)
+    other = draw.randrange(6)
+    assert dataset_id(pair(n) for n in [*shuffled, other]) != dataset_id(pair(n) for n in numbers)
+    if numbers and other != numbers[0]:
+        assert dataset_id(pair(n) for n in [other, *numbers[1:]]) != dataset_id(pair(n) for n in numbers)
+
+
 def test_every_content_and_every_repetition_counts():
     records = [pair(n) for n in range(5)]
     labelled = Labelled(records[0].prompt, records[0].chosen, True)
