@@ -5,9 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from likelier import metrics
 from likelier.metrics import (
+    APOLOGY,
+    REFUSAL,
     Interval,
     accuracy,
     bootstrap,
@@ -18,6 +23,7 @@ from likelier.metrics import (
     has_refusal,
     in_a_loop,
     length_summary,
+    wilson,
 )
 
 
@@ -275,3 +281,82 @@ def test_loops_need_four_equal_four_grams() -> None:
     assert not in_a_loop(list(range(1000)))
     assert not in_a_loop("")
     assert in_a_loop("no no no", n=1, times=3)
+
+
+PHRASES = [
+    "I",
+    "we",
+    "can't",
+    "cannot",
+    "can",
+    "not",
+    "won't",
+    "will",
+    "couldn't",
+    "unable",
+    "to",
+    "not",
+    "able",
+    "allowed",
+    "permitted",
+    "going",
+    "refuse",
+    "help",
+    "assist",
+    "must",
+    "respectfully",
+    "decline",
+    "as",
+    "an",
+    "AI",
+    "artificial",
+    "intelligence",
+    "language",
+    "model",
+    "against",
+    "my",
+    "our",
+    "guidelines",
+    "policy",
+    "sorry",
+    "apologies",
+    "apologise",
+    "forgive",
+    "me",
+    "pardon",
+    "regret",
+    "the",
+    "beg",
+    "your",
+    "’",
+    ",",
+    ".",
+    "but",
+]
+
+
+@given(st.lists(st.sampled_from(PHRASES), max_size=12))
+def test_looking_for_stems_first_changes_no_verdict(words):
+    text = " ".join(words)
+    for said in (text, text.upper(), text.title()):
+        whole = " ".join(said.replace("’", "'").split())
+        assert has_refusal(said) == (REFUSAL.search(whole) is not None)
+        assert has_apology(said) == (APOLOGY.search(whole) is not None)
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_wilson_holds_the_share_and_narrows(hits, misses):
+    interval = wilson(hits, hits + misses)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    wider = wilson(hits, hits + misses, level=0.99)
+    assert wider.low <= interval.low
+    assert interval.high <= wider.high
+
+
+def test_wilson_against_scipy():
+    for hits, total in ((0, 7), (3, 7), (7, 7), (50, 1000)):
+        theirs = binomtest(hits, total).proportion_ci(method="wilson")
+        ours = wilson(hits, total)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    with pytest.raises(ValueError, match="no share"):
+        wilson(3, 2)

@@ -60,7 +60,7 @@ def wilson(hits: int, total: int, *, level: float = 0.95) -> Interval:
     z, share = NormalDist().inv_cdf((1 + level) / 2), hits / total
     middle, spread = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return Interval(share, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+    return Interval(share, max(0.0, min((middle - spread) / scale, share)), min(1.0, max((middle + spread) / scale, share)))  # rounding
 
 
 def bootstrap(
