@@ -70,6 +70,12 @@ def test_byte_order_mark_is_not_content(tmp_path):
     assert values(path) == [{"a": 1}, {"a": 2}]
 
 
+def test_json_list_with_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(("\ufeff\r\n " + json.dumps(ROWS)).encode()))
+    assert values(path) == ROWS
+
+
 def test_json_object_with_one_list(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": 1, "rows": ROWS}))
@@ -259,7 +265,7 @@ def test_deep_nesting_is_read_whole_or_refused(tmp_path, name):
 def test_bad_json_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[\n {"n": 1},\n {"n" 2}]')
-    assert f"{path}: this file cannot be read: line 3, column 7: this is not valid JSON" in refusal(path)
+    assert f"{path}: this file cannot be read after row 1: line 3, column 7: this is not valid JSON" in refusal(path)
     path.write_text('{"n": 1}\n{"n": 2}\n')
     assert "one object a line is named .jsonl" in refusal(path)
     path.write_text("[" * 100_000)

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from likelier.atomic import atomic_file
+from likelier.data.json_list import list_items, not_json
 from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
@@ -207,22 +208,32 @@ def _json_lines(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
 
 def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    text = file.read().decode("utf-8-sig")
-    if not text.strip():
-        return
+    """A list is streamed; an object in which one field is a list is read as a whole."""
+    text = TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    start = text.read(1)
+    while start.isspace():
+        start = text.read(1)
+    if start == "[":
+        text.seek(0)
+        yield from enumerate(list_items(text), 1)
+    elif start:
+        text.seek(0)
+        yield from enumerate(_only_list(text.read()), 1)
+
+
+def _only_list(text: str) -> list[Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        mend = " A file with one object a line is named .jsonl" if problem.msg == "Extra data" else " Mend it there"
-        raise ValueError(f"line {problem.lineno}, column {problem.colno}: this is not valid JSON: {problem.msg}.{mend}") from None
+        raise not_json(problem.msg, problem.lineno, problem.colno) from None
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
-    lists = [field for field in value.values() if isinstance(field, list)] if isinstance(value, dict) else [value]
-    if len(lists) != 1 or not isinstance(lists[0], list):
+    lists = [field for field in value.values() if isinstance(field, list)] if isinstance(value, dict) else []
+    if len(lists) != 1:
         raise ValueError(
             "a JSON file holds a list of rows, or an object in which one field is that list; a file with one object a line is named .jsonl"
         )
-    yield from enumerate(lists[0], 1)
+    return lists[0]
 
 
 def _csv(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
