@@ -38,7 +38,7 @@ def test_help_lists_every_command(capsys):
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["split", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["split", "--help"], ["verify", "--help"], ["train", "--help"]])
 def test_help_imports_no_torch(arguments):
     code = (
         "import sys\nfrom likelier.cli import main\n"
@@ -159,16 +159,108 @@ def test_debug_shows_the_traceback(recipe_file):
         main(["train", "no-such.yaml", "--debug"])
 
 
-def test_convert_and_split(capsys, recipe_file, tmp_path):
+def test_convert_says_what_it_saw_and_what_it_left_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 4]},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "meta": {"n": {"deep": 1}}},
+        {"prompt": "q", "chosen": "a", "rejected": "a"},
+        {"prompt": "q", "response": "a", "feedback": "up"},
+    ]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(capsys, "convert", "mixed.jsonl", "out.jsonl")
+    assert code == 2
+    assert "mixed.jsonl, line 3: `chosen` and `rejected` are identical" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+    code, out, err = run(capsys, "convert", "mixed.jsonl", "out.v2.jsonl", "--skip-bad", "--pairs", "all", "--min-gap", "2")
+    assert code == 0, err
+    shapes, written, left_out = out.splitlines()
+    assert shapes == "mixed.jsonl: 4 rows: 2 explicit-prompt, 1 scored-list, 1 thumbs"
+    assert written.startswith("out.v2.jsonl: 3 pairs and 1 unpaired record, data set ")
+    assert left_out == "left out: 1 fault: identical; listed in out.v2.bad.jsonl"
+    [line] = (tmp_path / "out.v2.bad.jsonl").read_text().splitlines()
+    assert {name: json.loads(line)[name] for name in ("where", "kind")} == {"where": "mixed.jsonl, line 3", "kind": "identical"}
+    assert json.loads(line)["fault"].startswith("`chosen` and `rejected` are identical")
+
+    code, out, err = run(capsys, "convert", "out.v2.jsonl", "out.v2.jsonl.gz", "--skip-bad", "--to", "llamafactory")
+    assert code == 0, err
+    assert "3 pairs, for llamafactory" in out
+    assert "llamafactory cannot hold: meta.n (1)" in out
+    assert '"ranking": true' in out
+    assert json.loads((tmp_path / "out.v2.bad.jsonl").read_text())["kind"] == "unpaired", "a target's own refusals are listed too"
+
+    code, out, _ = run(capsys, "convert", "out.v2.jsonl", "again.jsonl", "--skip-bad")
+    assert code == 0
+    assert "left out" not in out
+    assert not (tmp_path / "again.bad.jsonl").exists()
+
+
+def test_convert_refuses_what_it_cannot_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.jsonl", "--format", "open-ai")
+    assert (code, "Did you mean `openai`?" in err) == (2, True)
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.jsonl", "--format", "openai", "--skip-bad")
+    assert (code, "a.jsonl: no row of it is usable, so nothing was written" in err) == (2, True)
+    assert not (tmp_path / "b.jsonl").exists()
+    assert (tmp_path / "b.bad.jsonl").exists(), "the list says why"
+    code, _, err = run(capsys, "convert", "a.jsonl", "b.csv", "--to", "trl")
+    assert (code, "records are written as .jsonl" in err) == (2, True)
+
+
+def test_convert_split_and_verify(capsys, recipe_file, tmp_path):
     code, out, _ = run(capsys, "convert", "pairs.jsonl", "pairs.parquet")
     assert code == 0
     assert "36 pairs" in out
+    whole = json.loads((tmp_path / "pairs.parquet.manifest.json").read_text())
+    assert whole["id"] in out
+    assert whole["step"] == "convert pairs.jsonl"
     code, out, _ = run(capsys, "split", "pairs.parquet", "--eval", "0.25")
     assert code == 0
     sides = [[json.loads(line) for line in (tmp_path / f"pairs.{side}.jsonl").read_text().splitlines()] for side in ("train", "eval")]
     assert sum(map(len, sides)) == 36
     prompts = [{json.dumps(row["prompt"]) for row in side} for side in sides]
     assert not prompts[0] & prompts[1]
+    for side in ("train", "eval"):
+        manifest = json.loads((tmp_path / f"pairs.{side}.jsonl.manifest.json").read_text())
+        assert manifest["id"] in out
+        assert manifest["parents"] == [whole["id"]]
+        assert run(capsys, "verify", f"pairs.{side}.jsonl")[0] == 0
+    (tmp_path / "pairs.eval.jsonl").write_text((tmp_path / "pairs.eval.jsonl").read_text().replace("sorry", "happy", 1))
+    code, out, err = run(capsys, "verify", "pairs.eval.jsonl")
+    assert code == 1
+    assert "pairs.eval.jsonl is not what its manifest says: bytes of the file, data set id." in err
+    assert "holds       counts" in out
+
+
+def test_split_by_a_field_and_stratified(capsys, recipe_file, tmp_path):
+    def values(side, field):
+        return {json.loads(line)[field] for line in (tmp_path / f"pairs.{side}.jsonl").read_text().splitlines()}
+
+    code, _, err = run(capsys, "split", "pairs.jsonl", "--by", "reason")
+    assert (code, "by reason all 36 records hang together" in err) == (1, True), "each prompt has replies of both kinds"
+    rows = [{**row, "prompt": f"Question {n}?", "source": f"file {n % 9}"} for n, row in enumerate(pair_rows())]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(capsys, "split", "pairs.jsonl", "--eval", "0.2", "--by", "source")[0] == 0
+    assert not values("train", "source") & values("eval", "source")
+    assert run(capsys, "split", "pairs.jsonl", "--eval", "0.2", "--stratify", "reason")[0] == 0
+    assert values("train", "reason") == values("eval", "reason") == {"apology", "verbose"}
+    code, _, err = run(capsys, "split", "pairs.jsonl", "--by", "reasn")
+    assert (code, "Did you mean `reason`?" in err) == (2, True)
+
+
+def test_training_on_a_near_duplicate_of_a_held_out_prompt_is_refused(capsys, recipe_file, tmp_path):
+    said = " ".join(f"word{n}" for n in range(40))
+    held_out = {**pair_rows()[0], "id": "held", "prompt": f"{said} please"}
+    (tmp_path / "eval.jsonl").write_text(json.dumps(held_out) + "\n")
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps({**held_out, "id": "near", "prompt": f"{said} now"}) + "\n")
+    code, _, err = run(capsys, "train", str(recipe_file), "--data.eval", "eval.jsonl")
+    assert code == 1
+    assert "near-duplicate is trained on" in err
+    assert "held (trained on as near)" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import pickle
 from contextlib import nullcontext
@@ -293,7 +294,8 @@ def test_what_was_trained_is_saved_whole_and_loads_again(tmp_path):
         for parameter in trainable(model).values():
             parameter += 0.1
     for card in ("# first", "# second"):
-        save_trained(model, tiny_tokenizer(), tmp_path / "run" / "model", card=card)
+        saved = save_trained(model, tiny_tokenizer(), tmp_path / "run" / "model", card=card, notes={"likelier.dataset": "ab" * 32})
+    assert saved == {"adapter_model.safetensors": hashlib.sha256((tmp_path / "run/model/adapter_model.safetensors").read_bytes()).hexdigest()}
     written = {path.name for path in (tmp_path / "run" / "model").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= written
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in written)

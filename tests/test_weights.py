@@ -52,6 +52,10 @@ def test_weights_in_several_files(tmp_path):
     folder = save(tiny_model(), tmp_path / "model", max_shard_size="40KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     assert filed_fingerprint(folder, loaded_as="float32") == fingerprint(tiny_model())
+    for broken in ("", "[]", "{}", '{"weight_map": 3}'):
+        (folder / "model.safetensors.index.json").write_text(broken)
+        with pytest.raises(ModelError, match="this index of weight files cannot be read"):
+            filed_fingerprint(folder, loaded_as="float32")
 
 
 def test_every_byte_of_the_numbers_counts(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 _HOMES = {
     "read_pairs": "likelier.data.formats",
+    "read_records": "likelier.data.formats",
     "split_pairs": "likelier.data.split",
     "Encoder": "likelier.data.chat",
     "Pair": "likelier.records",

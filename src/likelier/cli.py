@@ -113,7 +113,9 @@ def convert(
         src: a file, folder, glob, saved Hugging Face data set, hf:owner/name or embedded:support.
         dst: a .jsonl or .jsonl.gz file; canonical records also as .parquet.
         to: the tool to write for; what its format cannot hold is counted and named.
-        format: the shape of src by its name, where it is not to be recognised; docs/data.md lists them.
+        format: the shape of src's rows, where it is not to be recognised: explicit-prompt, implicit-prompt, implicit-text, hh-rlhf,
+            ultrafeedback-binarized, ultrafeedback, scored-list, ranked-list, unpaired, labelled-messages, openai, alpaca, sharegpt, kto,
+            argilla, argilla-flat, label-studio, label-studio-min, edits or thumbs. docs/data.md has an example of each.
         pairs: which pairs a list of scored or ranked replies gives.
         min_gap: the least difference of scores (or ranks) in such a pair.
         skip_bad: leave bad rows out and list them beside dst, as NAME.bad.jsonl, instead of stopping at the first.
@@ -193,7 +195,7 @@ def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None
     from likelier.data.version import split_version
 
     for path, made in split_version(data, eval_fraction=eval, by=by, stratify=stratify):
-        print(f"{path}: {made.counts.pairs} pairs, data set {made.id}")
+        print(f"{path}: {made.counts}, data set {made.id}")
 
 
 def verify(path: str) -> None:

@@ -85,7 +85,7 @@ def _check_base(recipe: Recipe, manifest: dict[str, Any]) -> Check:
     try:
         found = filed_fingerprint(folder, loaded_as=manifest["numerics"]["weights_dtype"])
         kind = read_json(folder / "config.json").get("model_type")
-    except ModelError as problem:
+    except RequestError as problem:
         return Check(what, "differs", str(problem))
     if found == said or (found and kind in AS_FILED):
         return compare(what, said, found)

@@ -60,7 +60,10 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return [folder / "model.safetensors"]
-    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ModelError(f"{index}: this index of weight files cannot be read ({problem}).") from None
 
 
 def _from_bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:

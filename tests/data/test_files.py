@@ -70,6 +70,12 @@ def test_byte_order_mark_is_not_content(tmp_path):
     assert values(path) == [{"a": 1}, {"a": 2}]
 
 
+def test_json_list_with_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(("\ufeff\r\n " + json.dumps(ROWS)).encode()))
+    assert values(path) == ROWS
+
+
 def test_json_object_with_one_list(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": 1, "rows": ROWS}))
@@ -108,6 +114,7 @@ def test_folder_and_glob_read_their_files_in_order_of_name(tmp_path):
     jsonl(tmp_path / "b.jsonl", {"n": 2})
     jsonl(tmp_path / "a.jsonl", {"n": 1})
     jsonl(tmp_path / ".hidden.jsonl", {"n": 0})
+    jsonl(tmp_path / "a.bad.jsonl", {"where": "a.jsonl, line 2"})
     jsonl(tmp_path / "deeper" / "c.jsonl", {"n": 3})
     (tmp_path / "README.md").write_text("not data")
     assert values(tmp_path) == [{"n": 1}, {"n": 2}]
@@ -258,7 +265,7 @@ def test_deep_nesting_is_read_whole_or_refused(tmp_path, name):
 def test_bad_json_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[\n {"n": 1},\n {"n" 2}]')
-    assert f"{path}: this file cannot be read: line 3, column 7: this is not valid JSON" in refusal(path)
+    assert f"{path}: this file cannot be read after row 1: line 3, column 7: this is not valid JSON" in refusal(path)
     path.write_text('{"n": 1}\n{"n": 2}\n')
     assert "one object a line is named .jsonl" in refusal(path)
     path.write_text("[" * 100_000)

@@ -204,8 +204,11 @@ def test_a_missed_group_is_still_no_leak(monkeypatch):
     check_leaks(train, out)
 
 
+LAW = " ".join(f"rule{n}" for n in range(900))
+
+
 def test_a_long_system_prompt_makes_no_near_duplicates():
-    system = Message("system", " ".join(f"rule{n}" for n in range(300)))
+    system = Message("system", LAW)
     rows = [replace(one, prompt=(system, *one.prompt)) for one in (long_pair(base, 0) for base in range(40))]
     train, out = split_pairs(rows, eval_fraction=0.3)
     assert len(train) > 20
@@ -213,7 +216,7 @@ def test_a_long_system_prompt_makes_no_near_duplicates():
 
 
 def test_another_system_prompt_makes_no_new_prompt_of_a_long_one():
-    systems = [(), (Message("system", "Be brief."),), (Message("developer", "Be long."),)]
+    systems = [(), (Message("system", "Be brief."),), (Message("developer", LAW),)]
     for base in range(20):
         rows = [replace(long_pair(base, 0), prompt=(*system, *long_pair(base, 0).prompt)) for system in systems]
         out = held_out([*rows, *ANCHORS], eval_fraction=0.3)[:3]

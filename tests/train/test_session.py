@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from likelier.errors import ModelError, RunError, TrainingStopped
 from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
+from likelier.recipe import load_recipe
+from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train import checkpoint, session
 from likelier.train.master import MasterWeights
@@ -50,7 +53,25 @@ def test_a_run_learns_and_leaves_what_rundir_promises(recipe, method):
     assert run.read_manifest()["reference"]["unchanged"] is True
     assert not run.checkpoints.exists()
     assert "base_model:" in (run.model / "README.md").read_text()
+    assert [row["kind"] for row in run.read_metrics()][:2] == ["run", "train"]
     assert not list(run.model.glob("*.bin"))
+
+
+def test_the_data_sets_id_stands_wherever_a_result_goes(recipe):
+    run = train_recipe(changed(recipe, train={"max_steps": 2}))
+    manifest = run.read_manifest()
+    dataset, held_out = manifest["data"]["train"]["id"], manifest["data"]["eval"]["id"]
+    names = {"likelier.dataset": dataset, "likelier.recipe": recipe_fingerprint(run), "likelier.base": manifest["model"]["weights"]}
+    with safe_open(run.model / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", **names}
+    [header] = run.read_metrics("run")
+    assert (header["dataset"], header["held_out"]) == (dataset, held_out)
+    for text in (run.model / "README.md", write_report(run)):
+        assert all(name in text.read_text() for name in (*names.values(), held_out))
+
+
+def recipe_fingerprint(run: RunDir) -> str:
+    return load_recipe(run.recipe).fingerprint()
 
 
 def test_the_best_weights_are_those_saved(recipe):
@@ -108,7 +129,8 @@ def test_kill_and_resume_gives_the_same_bits(recipe, method, precision, tmp_path
     train_recipe(recipe)
     assert same_bits(weights(run), weights(whole))
     same = ("kind", "step", "loss", "margin", "accuracy", "chosen_logp")
-    assert [{k: row[k] for k in same} for row in run.read_metrics()] == [{k: row[k] for k in same} for row in whole.read_metrics()]
+    assert [{k: row.get(k) for k in same} for row in run.read_metrics()] == [{k: row.get(k) for k in same} for row in whole.read_metrics()]
+    assert run.read_metrics("run") == whole.read_metrics("run")
 
 
 def interrupted(recipe, monkeypatch, after: int) -> RunDir:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from likelier.data.files import BAD_ROWS
 from likelier.data.formats import read_records, stop, write_records
 from likelier.data.shapes.lists import Pairing
 from likelier.data.skipped import SkippedRows
 from likelier.data.targets import dataset_info
-from likelier.data.version import dataset_id
+from likelier.data.version import write_version
 from likelier.errors import DataError
 from likelier.records import Record
 
@@ -18,24 +19,41 @@ from likelier.records import Record
 def convert_file(src: str, dst: Path, *, to: str | None, shape: str | None, pairing: Pairing, skip_bad: bool) -> list[str]:
     """Stream `src` into `dst`; returns the account of it, line by line.
 
-    The data set's id is that of the written file, read again: nothing of the data is held. Raises as `read_records` and `write_records` do, and
-    DataError if no row is left.
+    Canonical records become a version, with a manifest beside the file; a file for another tool does not. Raises as `read_records` and
+    `write_records` do, and DataError if no row is left.
     """
     shapes: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
     with SkippedRows(_beside(dst)) if skip_bad else nullcontext(stop) as on_bad:
-        records = read_records(src, on_bad=on_bad, shape=shape, pairing=pairing, seen=shapes)
-        written = write_records(dst, _some(records, src), to=to, on_bad=on_bad)
-    identity = f"for {to}" if to else f"data set {dataset_id(read_records(dst))}"
-    amounts = " and ".join(_amount(unit, count) for unit, count in written.records.items()) or "nothing"
-    account = [f"{src}: {_amounts(shapes, 'row')}", f"{dst}: {amounts}, {identity}"]
+        records = _some(read_records(src, on_bad=on_bad, shape=shape, pairing=pairing, seen=shapes), src)
+        if to:
+            written = write_records(dst, records, to=to, on_bad=on_bad)
+            paired, lost = "pair" in written.records, written.lost
+            made = " and ".join(_amount(unit, count) for unit, count in written.records.items()) + f", for {to}"
+        else:
+            manifest = write_version(dst, records, parents=(), step=_step(src, shape, pairing, skip_bad), on_bad=on_bad)
+            made = f"{manifest.counts}, data set {manifest.id}"
+    account = [f"{src}: {_amounts(shapes, 'row')}", f"{dst}: {made}"]
     if isinstance(on_bad, SkippedRows) and on_bad.kinds:
         account.append(f"left out: {_amounts(on_bad.kinds, 'fault')}; listed in {on_bad.path}")
-    if written.lost:
-        account.append(f"{to} cannot hold: {', '.join(f'{field} ({count:,})' for field, count in written.lost.most_common())}")
+    if lost:
+        account.append(f"{to} cannot hold: {', '.join(f'{field} ({count:,})' for field, count in lost.most_common())}")
     if to == "llamafactory":
-        entry = dataset_info(dst.name, paired="pair" in written.records)
+        entry = dataset_info(dst.name, paired=paired)
         account.append(f"dataset_info.json: {json.dumps({_stem(dst): entry})}")
     return account
+
+
+def _step(src: str, shape: str | None, pairing: Pairing, skip_bad: bool) -> str:
+    """What was done, as it was asked for."""
+    plain = Pairing()
+    asked = [
+        ("--format", shape, shape is not None),
+        ("--pairs", pairing.pairs, pairing.pairs != plain.pairs),
+        ("--min-gap", pairing.min_gap, pairing.min_gap != plain.min_gap),
+    ]
+    options = [f"{name} {value}" for name, value, given in asked if given]
+    return " ".join(["convert", src, *options, *(["--skip-bad"] if skip_bad else [])])
 
 
 def _some(records: Iterable[Record], src: str) -> Iterator[Record]:
@@ -50,7 +68,7 @@ def _some(records: Iterable[Record], src: str) -> Iterator[Record]:
 
 def _beside(dst: Path) -> Path:
     """`pairs.bad.jsonl` for `pairs.jsonl.gz`."""
-    return dst.with_name(f"{_stem(dst)}.bad.jsonl")
+    return dst.with_name(f"{_stem(dst)}{BAD_ROWS}")
 
 
 def _stem(dst: Path) -> str:

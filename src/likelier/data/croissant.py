@@ -48,7 +48,7 @@ CONTEXT = {
 FORMATS = {
     ".jsonl": ["application/jsonlines"],
     ".jsonl.gz": ["application/gzip", "application/jsonlines"],
-    ".parquet": ["application/vnd.apache.parquet"],
+    ".parquet": ["application/x-parquet"],
 }
 """MIME types by the endings that records are written with."""
 
@@ -62,13 +62,13 @@ def croissant(name: str, *, id: str, parents: Sequence[str], step: str, records:
     The data set's id and its parents' stand as `identifier` and `isBasedOn`. Messages are repeated fields with `role` and `content`; what else a
     message holds is not described, and neither is what `meta` holds.
     """
-    ending = next(ending for ending in FORMATS if name.lower().endswith(ending))
+    ending = next((ending for ending in FORMATS if name.lower().endswith(ending)), "")
     file = {
         "@type": "cr:FileObject",
-        "@id": name,
+        "@id": "file",
         "name": name,
         "contentUrl": name,
-        "encodingFormat": FORMATS[ending],
+        "encodingFormat": FORMATS.get(ending, []),
         "sha256": sha256,
     }
     dataset = {
@@ -79,12 +79,12 @@ def croissant(name: str, *, id: str, parents: Sequence[str], step: str, records:
         "description": f"{records} preference records, made by: {step}.",
         "identifier": urn(id),
         "isBasedOn": [urn(parent) for parent in parents],
-        "version": "1.0.0",
+        "version": f"1.0.0+{id[:12]}",  # the part after the plus is for names of builds
         "datePublished": created,
         "isLiveDataset": False,
         "distribution": [file],
         "recordSet": [
-            {"@type": "cr:RecordSet", "@id": "records", "name": "records", "field": [_field(field, name, ending == ".parquet") for field in fields]}
+            {"@type": "cr:RecordSet", "@id": "records", "name": "records", "field": [_field(field, table=ending == ".parquet") for field in fields]}
         ],
     }
     return json.dumps(dataset, indent=2, ensure_ascii=False) + "\n"
@@ -95,10 +95,10 @@ def urn(id: str) -> str:
     return f"urn:likelier:sha256:{id}"
 
 
-def _field(field: str, file: str, table: bool) -> dict[str, Any]:
+def _field(field: str, *, table: bool) -> dict[str, Any]:
     """One field of a record. In a table messages are JSON text."""
     described: dict[str, Any] = {"@type": "cr:Field", "@id": f"records/{field}", "name": field}
-    source = {"fileObject": {"@id": file}, "extract": {"column": field}}
+    source = {"fileObject": {"@id": "file"}, "extract": {"column": field}}
     if field not in MESSAGES or table:
         return {**described, "dataType": TYPES.get(field, "sc:Text"), "source": source}
     parts = [

@@ -1,6 +1,6 @@
 """Containers: whatever holds rows (files, folders, saved datasets, hub names) as one stream of JSON values, and back.
 
-What a row means is the business of `formats.py`. A new container is one function and one row of CONTAINERS.
+What a row means is the business of `shapes/`. A new container is one function and one row of CONTAINERS.
 
     path.jsonl  path.json  path.csv  (each also .gz)  path.parquet
     folder/                    all such files in it, by name (not in its subfolders), or a dataset saved by `datasets`
@@ -24,9 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from likelier.atomic import atomic_file
+from likelier.data.json_list import list_items, not_json
 from likelier.data.plain import plain
 from likelier.errors import DataError, did_you_mean
 from likelier.records import EXTRAS
+
+BAD_ROWS = ".bad.jsonl"
+"""How the name of a list of bad rows ends (see `skipped.py`)."""
+
+BESIDE = (BAD_ROWS, ".manifest.json", ".croissant.json")
+"""How the names of files end that are written beside data (see `version.py` for the last two)."""
 
 LONGEST_CELL = 2**31 - 1  # the csv module's own limit of 131,072 characters is shorter than some conversations
 
@@ -86,8 +93,8 @@ def _find(source: str) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    """Neither hidden files nor what `version.py` writes beside data."""
-    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith((".manifest.json", ".croissant.json")))
+    """What a folder or glob means: no hidden files, no lists of bad rows, and nothing else that stands beside data."""
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.name.endswith(BESIDE))
 
 
 def _is_saved(path: Path) -> bool:
@@ -201,22 +208,32 @@ def _json_lines(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
 
 def _json(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    text = file.read().decode("utf-8-sig")
-    if not text.strip():
-        return
+    """A list is streamed; an object in which one field is a list is read as a whole."""
+    text = TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    start = text.read(1)
+    while start.isspace():
+        start = text.read(1)
+    if start == "[":
+        text.seek(0)
+        yield from enumerate(list_items(text), 1)
+    elif start:
+        text.seek(0)
+        yield from enumerate(_only_list(text.read()), 1)
+
+
+def _only_list(text: str) -> list[Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        mend = " A file with one object a line is named .jsonl" if problem.msg == "Extra data" else " Mend it there"
-        raise ValueError(f"line {problem.lineno}, column {problem.colno}: this is not valid JSON: {problem.msg}.{mend}") from None
+        raise not_json(problem.msg, problem.lineno, problem.colno) from None
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
-    lists = [field for field in value.values() if isinstance(field, list)] if isinstance(value, dict) else [value]
-    if len(lists) != 1 or not isinstance(lists[0], list):
+    lists = [field for field in value.values() if isinstance(field, list)] if isinstance(value, dict) else []
+    if len(lists) != 1:
         raise ValueError(
             "a JSON file holds a list of rows, or an object in which one field is that list; a file with one object a line is named .jsonl"
         )
-    yield from enumerate(lists[0], 1)
+    return lists[0]
 
 
 def _csv(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
@@ -280,7 +297,7 @@ def _brief(problem: BaseException) -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the canonical dicts of records as `.jsonl`, `.jsonl.gz` or `.parquet`: the whole file or nothing, the same bytes for the same rows.
+    """Write rows as `.jsonl` or `.jsonl.gz`, and those of records as `.parquet`: the whole file or nothing, the same bytes for the same rows.
 
     Raises DataError for any other ending, or where the file cannot be written.
     """

@@ -24,6 +24,8 @@ from likelier.records import Pair, Record
 OnBad = Callable[[DataError], None]
 """Called with the fault of each row that is left out."""
 
+OnWritten = Callable[[Record], None]
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 BEST_AND_WORST = Pairing()
@@ -56,8 +58,8 @@ def read_records(
     where one is named; `seen` counts the rows of each shape. `pairing` says which pairs a list of scored or ranked replies gives.
 
     A record without an id is named after its file and row ("train:17"); an id that was already taken gets "#2", "#3" … For that the ids that were
-    given are kept, about 150 bytes a record, and nothing else is: a hash of each would take half of that, but two ids with one hash would then
-    change each other's names.
+    given are kept, about 120 bytes a record, and nothing else is: hashes would take half of that, but two ids with one hash would then change
+    each other's names.
 
     Raises RequestError for an unknown shape, DataError for a source that cannot be read, and for the first bad row, unless `on_bad` takes it:
     then what is bad is left out (of several annotators' answers in one row, only the unusable ones).
@@ -71,16 +73,11 @@ def read_pairs(source: str | Path, *, on_bad: OnBad = stop) -> Iterator[Pair]:
     return (pair for _, pair in _only_pairs(_read(source, on_bad), on_bad))
 
 
-def stream_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> Iterator[Pair]:
-    """The pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
+def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
+    """All pairs of several sources, with the ids that `read_records` gives. An unpaired record is a bad row here. Raises as `read_records` does."""
     taken: dict[str, int] = {}
     rows = (read for source in sources for read in _read(source, on_bad))
-    return (_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad))
-
-
-def read_all(sources: Iterable[str | Path], *, on_bad: OnBad = stop) -> list[Pair]:
-    """The pairs of `stream_all` as a list."""
-    return list(stream_all(sources, on_bad=on_bad))
+    return [_renamed(pair, row, taken) for row, pair in _only_pairs(rows, on_bad)]
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -88,12 +85,14 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     write_records(path, pairs)
 
 
-def write_records(path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop) -> Written:
+def write_records(
+    path: str | Path, records: Iterable[Record], *, to: str | None = None, on_bad: OnBad = stop, on_written: OnWritten | None = None
+) -> Written:
     """Write records as a file; returns how many it holds, and how often each field did not fit.
 
     In the canonical shape (`to` is None), as `.jsonl`, `.jsonl.gz` or `.parquet`, every field fits, and reading the file gives equal records.
     `to` names another tool's format (see `targets.py`), written as `.jsonl` or `.jsonl.gz`. Pairs and unpaired records go into one file only as
-    canonical JSONL. The file appears whole or not at all.
+    canonical JSONL. The file appears whole or not at all. `on_written` is called with each record that goes into it.
 
     Raises RequestError for an unknown target, and DataError for another ending, where the file cannot be written, and for a record that the
     file cannot hold at all, unless `on_bad` takes it.
@@ -103,7 +102,7 @@ def write_records(path: str | Path, records: Iterable[Record], *, to: str | None
     is_table = Path(path).suffix.lower() == ".parquet"
     if to and is_table:
         raise DataError(f"{path}: the format `{to}` is written as .jsonl or .jsonl.gz; name the file so.")
-    write_rows(path, _rows_of(_of_one_kind(records, on_bad) if to or is_table else records, write, done, on_bad))
+    write_rows(path, _rows_of(records, write, done, on_bad, on_written, of_one_kind=bool(to) or is_table))
     return done
 
 
@@ -111,31 +110,31 @@ def _canonical(record: Record, lost: Counter[str]) -> Fields:
     return record.as_dict()
 
 
-def _rows_of(records: Iterable[Record], write: Callable[[Record, Counter[str]], Fields], done: Written, on_bad: OnBad) -> Iterator[Fields]:
+def _rows_of(
+    records: Iterable[Record],
+    write: Callable[[Record, Counter[str]], Fields],
+    done: Written,
+    on_bad: OnBad,
+    on_written: OnWritten | None,
+    *,
+    of_one_kind: bool,
+) -> Iterator[Fields]:
     for each in records:
+        kind = "pair" if isinstance(each, Pair) else "unpaired record"
+        lost: Counter[str] = Counter()
         try:
-            row = write(each, done.lost)
+            row = write(each, lost)
+            if of_one_kind and done.records.keys() - {kind}:
+                fault = "the records before it were of the other kind, and such a file holds either pairs or unpaired records. Write two files."
+                raise DataError(fault, kind="unpaired")
         except DataError as problem:
-            on_bad(DataError(problem.fault, kind=problem.kind, where=_called(each)))
+            on_bad(DataError(problem.fault, kind=problem.kind, where=f"record {each.id or '(without id)'}"))
         else:
-            done.records["pair" if isinstance(each, Pair) else "unpaired record"] += 1
+            done.lost.update(lost)
+            done.records[kind] += 1
+            if on_written:
+                on_written(each)
             yield row
-
-
-def _of_one_kind(records: Iterable[Record], on_bad: OnBad) -> Iterator[Record]:
-    """The records that are of the first one's kind: columns hold pairs, or replies with labels."""
-    first: type[Record] | None = None
-    for each in records:
-        first = first or type(each)
-        if isinstance(each, first):
-            yield each
-        else:
-            fault = "the first record was of the other kind, and such a file holds either pairs or unpaired records. Write two, or canonical .jsonl."
-            on_bad(DataError(fault, kind="unpaired", where=_called(each)))
-
-
-def _called(record: Record) -> str:
-    return f"record {record.id or '(without id)'}"
 
 
 def _read(

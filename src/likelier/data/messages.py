@@ -59,9 +59,9 @@ def take_prompt(fields: Fields) -> tuple[Messages, Fields]:
 
 
 def split_reply(conversation: Messages, field: str) -> tuple[Messages, Messages]:
-    """(the prompt, the reply) of a whole conversation: the reply is the assistant's last message, with the tool calls that led up to it."""
+    """(the prompt, the reply) of a whole conversation: the reply is what the assistant said last."""
     start = len(conversation)
-    while start and conversation[start - 1].role in ("assistant", "tool"):
+    while start and conversation[start - 1].role == "assistant":
         start -= 1
     if start == len(conversation):
         raise DataError(f"`{field}` does not end with a message of the assistant, so it holds no reply. Add the reply or drop the row.", kind="empty")
@@ -81,7 +81,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def _turns(transcript: str) -> Messages:
-    _, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", transcript.strip())
+    _, *parts = re.split(r"\n\n(Human|Assistant):", f"\n\n{transcript.strip()}")
     names = {"Human": "user", "Assistant": "assistant"}
     return tuple(Message(names[name], text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True))
 

@@ -34,14 +34,14 @@ def openai(record: Record, lost: Lost) -> Fields:
     strangers = {message.role for message in (*record.chosen, *record.rejected)} - {"assistant", "tool"}
     if strangers:
         raise DataError(f"a reply holds a message of the {min(strangers)}; OpenAI's outputs hold the assistant's and tools' only. Cut it.")
-    settings = {**_tools_of(record), **{name: record.meta[name] for name in ("parallel_tool_calls",) if name in record.meta}}
+    settings = _tools_of(record)
+    if "parallel_tool_calls" in record.meta:
+        settings["parallel_tool_calls"] = record.meta["parallel_tool_calls"]
     lost.update(name for name in COLUMNS if _is_set(record, name))
     lost.update(f"meta.{name}" for name in record.meta if name not in settings)
-    return {
-        "input": {"messages": _openai_messages(record.prompt, lost), **settings},
-        "preferred_output": _openai_messages(record.chosen, lost),
-        "non_preferred_output": _openai_messages(record.rejected, lost),
-    }
+    given = {"messages": _openai_messages(record.prompt, lost), **settings}
+    chosen, rejected = _told_apart(_openai_messages(record.chosen, lost), _openai_messages(record.rejected, lost))
+    return {"input": given, "preferred_output": chosen, "non_preferred_output": rejected}
 
 
 def llamafactory(record: Record, lost: Lost) -> Fields:
@@ -52,13 +52,14 @@ def llamafactory(record: Record, lost: Lost) -> Fields:
     system, turns = _system_of(record.prompt, lost)
     row: Fields = {"conversations": [_turn(message, lost) for message in turns]}
     if isinstance(record, Pair):
-        row |= {"chosen": _only_turn(record.chosen, lost), "rejected": _only_turn(record.rejected, lost)}
+        row["chosen"], row["rejected"] = _told_apart(_only_turn(record.chosen, lost), _only_turn(record.rejected, lost))
     else:
         row["conversations"].append(_only_turn(record.completion, lost))
         row["kto_tag"] = record.label
-    sides = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
-    if any(side is not (at % 2 == 0) for at, side in enumerate(sides)) or (len(sides) % 2 == 0) is isinstance(record, Pair):
-        raise DataError("its turns do not alternate between user (or tool) and assistant, beginning and ending the prompt with the user's. Drop it.")
+    users = [turn["from"] in ("human", "observation") for turn in row["conversations"]]
+    alternate = [at % 2 == 0 for at in range(len(users))]
+    if users != alternate or users[-1:] != [isinstance(record, Pair)]:
+        raise DataError("its turns do not alternate: the prompt must begin and end with the user (or a tool), the assistant between. Drop it.")
     columns = _columns(record, LLAMAFACTORY_FIELDS, lost)
     tools = columns.pop("tools", None)
     row |= {"system": system, "tools": _json_text([_bare(tool) for tool in tools]) if tools else ""}
@@ -102,6 +103,13 @@ def _columns(record: Record, reserved: Iterable[str], lost: Lost) -> Fields:
 def _tools_of(record: Record) -> Fields:
     tools = record.meta.get("tools")
     return {"tools": tools} if tools and isinstance(tools, list) else {}
+
+
+def _told_apart(chosen: Any, rejected: Any) -> tuple[Any, Any]:
+    """Both sides, which must still differ in a target's row."""
+    if chosen == rejected:
+        raise DataError("its sides differ only in what this format cannot hold, and would be identical there. Drop it.", kind="identical")
+    return chosen, rejected
 
 
 def _is_set(record: Record, name: str) -> bool:

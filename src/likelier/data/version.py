@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from likelier.atomic import atomic_file
 from likelier.data.croissant import croissant
-from likelier.data.files import SCHEMES, write_rows
-from likelier.data.formats import read_pairs, stream_all
+from likelier.data.files import SCHEMES
+from likelier.data.formats import OnBad, read_records, stop, write_records
 from likelier.data.split import held_out, prompt_key
 from likelier.errors import DataError, Refused
 from likelier.records import EXTRAS, Pair, Record, content_hash
@@ -33,6 +33,10 @@ class Counts(BaseModel):
     pairs: int
     unpaired: int
     prompts: int  # different ones
+
+    def __str__(self) -> str:
+        amounts = ((self.pairs, "pair"), (self.unpaired, "unpaired record"))
+        return " and ".join(f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in amounts if count) or "nothing"
 
 
 class Manifest(BaseModel):
@@ -91,13 +95,16 @@ class Account:
         self._pairs = 0
         self._fields: set[str] = set()
 
+    def note(self, record: Record) -> None:
+        self._contents += bytes.fromhex(content_hash(record))
+        self._fields.update(record.as_dict())
+        self._prompts += _sha256(prompt_key(record.prompt).encode())[:16]
+        self._pairs += isinstance(record, Pair)
+
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The same records."""
+        """The same records, each noted."""
         for record in records:
-            self._contents += bytes.fromhex(content_hash(record))
-            self._fields.update(record.as_dict())
-            self._prompts += _sha256(prompt_key(record.prompt).encode())[:16]
-            self._pairs += isinstance(record, Pair)
+            self.note(record)
             yield record
 
     @property
@@ -114,14 +121,17 @@ class Account:
         return tuple(name for name in ("prompt", "chosen", "rejected", "completion", "label", *EXTRAS) if name in self._fields)
 
 
-def write_version(path: str | Path, records: Iterable[Record], *, parents: Sequence[str], step: str, audit: str | None = None) -> Manifest:
+def write_version(
+    path: str | Path, records: Iterable[Record], *, parents: Sequence[str], step: str, audit: str | None = None, on_bad: OnBad = stop
+) -> Manifest:
     """Write records as `.jsonl`, `.jsonl.gz` or `.parquet`, and their manifest and Croissant metadata beside them; each file whole or not at all.
 
     `parents` are the ids of the data sets that the records come from, `step` says what was done to those, `audit` is the hash of the audit that the
-    records passed. Streams. Raises DataError for another ending or where a file cannot be written.
+    records passed. Streams. Raises DataError for another ending, where a file cannot be written, and for a record of another kind than the first in
+    a `.parquet`, unless `on_bad` takes it.
     """
     path, account = Path(path), Account()
-    write_rows(path, (record.as_dict() for record in account.watch(records)))
+    write_records(path, records, on_bad=on_bad, on_written=account.note)
     manifest = Manifest(
         id=account.id,
         parents=tuple(parents),
@@ -146,7 +156,7 @@ def split_version(source: str, *, eval_fraction: float, by: str = "prompt", stra
     held out.
     """
     stem, account = _stem(source), Account()
-    out = held_out(account.watch(stream_all([source])), eval_fraction=eval_fraction, by=by, stratify=stratify)
+    out = held_out(account.watch(read_records(source)), eval_fraction=eval_fraction, by=by, stratify=stratify)
     if not out.any():
         raise Refused(
             f"{source}: nothing can be held out. At `eval` {eval_fraction:g} and by {by} all {len(out)} records hang together: their prompts are "
@@ -156,7 +166,7 @@ def split_version(source: str, *, eval_fraction: float, by: str = "prompt", stra
     made = []
     for side, members in (("train", ~out), ("eval", out)):
         path = stem.with_name(f"{stem.name}.{side}.jsonl")
-        records = compress(stream_all([source]), members)
+        records = compress(read_records(source), members)
         made.append((path, write_version(path, records, parents=(account.id,), step=f"{step}, {side} side")))
     return made
 
@@ -206,7 +216,7 @@ def compare(what: str, said: object, found: object) -> Check:
 def _verify_records(path: Path, manifest: Manifest) -> list[Check]:
     account = Account()
     try:
-        for _ in account.watch(read_pairs(path)):
+        for _ in account.watch(read_records(path)):
             pass
     except DataError as problem:
         return [Check("data set id", "differs", f"recorded {manifest.id}, and the records cannot be read: {problem}")]

@@ -19,6 +19,9 @@ from likelier.data.shapes.lists import Candidates, number
 from likelier.data.shapes.sides import is_first, letters, names_side, same_name, two_replies
 from likelier.errors import DataError
 
+ABOUT = ("id", "external_id", "_server_id", "status", "inserted_at", "updated_at", "metadata", "vectors")
+"""Columns of a flat export that are neither fields nor questions."""
+
 
 class Answers(NamedTuple):
     """One annotator's answers: question → value. Annotators without a name are told apart by their place in the list of answers."""
@@ -33,7 +36,9 @@ def has_fields(row: Fields) -> bool:
 
 
 def has_flat_answers(row: Fields) -> bool:
-    return any(name.endswith((".responses", ".suggestion")) or (name.endswith("-suggestion") and name[:-11] in row) for name in row)
+    return any(
+        name.endswith((".responses", ".suggestion")) or (name.endswith("-suggestion") and name.removesuffix("-suggestion") in row) for name in row
+    )
 
 
 def nested(fields: Fields) -> Iterator[Candidates | DataError]:
@@ -58,10 +63,6 @@ def flat(fields: Fields) -> Iterator[Candidates | DataError]:
     suggested = Answers(agents[0] if agents else None, {name: value for name, value in suggestions.items() if value is not None})
     about = {name: fields[name] for name in ABOUT if name in fields and name != "metadata"}
     yield from _judged(texts, {**about, **_metadata(fields.get("metadata"))}, answers, suggested)
-
-
-ABOUT = ("id", "external_id", "_server_id", "status", "inserted_at", "updated_at", "metadata", "vectors")
-"""Columns of a flat export that are neither fields nor questions."""
 
 
 def _judged(texts: Fields, about: Fields, answers: list[Answers], suggested: Answers) -> Iterator[Candidates | DataError]:
@@ -126,7 +127,7 @@ def _choice(said: str, texts: Fields) -> dict[str | None, float | None]:
 def _ratings(rated: dict[str, str], values: Fields, texts: Fields) -> dict[str | None, float | None]:
     if len(rated) < 2:
         raise DataError(
-            f"no answer says which reply is better: no ranking or label that names a field, no ratings of two fields. The questions are "
+            "no answer says which reply is better: no ranking or label that names a field, no ratings of two fields. The questions are "
             f"{listed(values)}, the fields {listed(texts)}. Name the values of the question after the fields.",
             kind="unlabelled",
         )

@@ -10,7 +10,7 @@ from likelier.errors import DataError
 REPLIES = ("response", "completion", "output", "reply", "answer")
 """Fields in which logs keep the reply that was judged."""
 
-THUMBS = ("feedback", "thumbs", "thumb", "rating", "vote", "reaction")
+THUMBS = ("feedback", "thumbs", "thumb", "rating", "vote", "reaction", "label")
 """Fields in which logs keep what somebody thought of it."""
 
 UP = ("up", "thumbs_up", "thumbsup", "thumbs up", "👍", "1", "+1", "true", "yes", "good", "positive", "like", "liked", "upvote")
