@@ -286,7 +286,11 @@ def test_fix_mends_what_audit_found_and_names_the_parent(capsys, pairs_file, tmp
     manifest = json.loads((tmp_path / "mended.jsonl.manifest.json").read_text())
     assert manifest["step"] == "fix drop-duplicates mask-secrets"
     assert f"made of {manifest['parents'][0]}" in out
-    assert run(capsys, "audit", "mended.jsonl")[0] == 0
+    assert manifest["audit"] is None
+    assert run(capsys, "audit", "mended.jsonl", "--json", "found.json")[0] == 0
+    noted = json.loads((tmp_path / "mended.jsonl.manifest.json").read_text())
+    assert len(noted.pop("audit")) == 64
+    assert noted == {name: value for name, value in manifest.items() if name != "audit"}
     assert run(capsys, "verify", "mended.jsonl")[0] == 0
 
 

@@ -147,12 +147,15 @@ def audit(
     """
     from likelier.audit.run import audit as run_audit
     from likelier.audit.terminal import show_audit
+    from likelier.data.version import note_audit
     from likelier.errors import Refused
     from likelier.rundir import write_atomic
 
     limits, counter = _limits_and_counter(recipe, model)
     found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=_processes())
     show_audit(found)
+    for path in data:
+        note_audit(path, dataset=found.dataset, audit=found.hash)
     if json:
         write_atomic(json, found.to_json())
     if html:

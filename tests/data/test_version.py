@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likelier.data.formats import read_all
-from likelier.data.version import croissant_path, dataset_id, manifest_path, read_manifest, split_version, verify, write_version
+from likelier.data.version import croissant_path, dataset_id, manifest_path, note_audit, read_manifest, split_version, verify, write_version
 from likelier.errors import DataError, RecipeError, Refused
 from likelier.records import Labelled, Message, Pair, content_hash
 
@@ -109,13 +109,13 @@ ALL_HOLDS = dict.fromkeys(["bytes of the file", "data set id", "counts", "Croiss
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_version_says_what_it_is_and_verifies(ending, tmp_path):
     path = tmp_path / f"pairs{ending}"
-    made = write_version(path, iter(RECORDS), parents=["ab" * 32], step="made up", audit="cd" * 32)
+    made = write_version(path, iter(RECORDS), parents=["ab" * 32], step="made up")
     assert made == read_manifest(path)
     assert made.id == dataset_id(RECORDS) == dataset_id(read_all([path]))
     assert made.counts.model_dump() == {"pairs": 12, "unpaired": 0, "prompts": 9}
     assert made.fields == ("prompt", "chosen", "rejected", "id", "margin", "reason")
     assert made.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert (made.parents, made.step, made.audit) == (("ab" * 32,), "made up", "cd" * 32)
+    assert (made.parents, made.step, made.audit) == (("ab" * 32,), "made up", None)
     assert {file.name for file in tmp_path.iterdir()} == {path.name, f"{path.name}.manifest.json", f"{path.name}.croissant.json"}
     assert verdicts(path) == ALL_HOLDS
 
@@ -270,3 +270,14 @@ def test_a_split_that_holds_nothing_out_is_refused_and_writes_nothing(tmp_path):
     with pytest.raises(RecipeError, match="`by` is 'promt'"):
         split_version(str(path), eval_fraction=0.2, by="promt")
     assert set(tmp_path.iterdir()) == before
+
+
+def test_an_audit_is_noted_in_the_manifest_of_what_it_audited(tmp_path):
+    made = write_version(tmp_path / "a.jsonl", RECORDS, parents=(), step="made up")
+    assert made.audit is None
+    assert note_audit(tmp_path / "a.jsonl", dataset=made.id, audit="cd" * 32)
+    assert read_manifest(tmp_path / "a.jsonl") == made.model_copy(update={"audit": "cd" * 32})
+    assert all(check.verdict == "holds" for check in verify(tmp_path / "a.jsonl"))
+    assert not note_audit(tmp_path / "a.jsonl", dataset="ef" * 32, audit="00" * 32)
+    assert not note_audit(tmp_path / "b.jsonl", dataset=made.id, audit="00" * 32)
+    assert read_manifest(tmp_path / "a.jsonl").audit == "cd" * 32

@@ -12,7 +12,7 @@ from likelier.report.audit_page import headline, plot_of, write_audit_page
 
 
 def an_audit(*findings):
-    return Audit("d" * 64, ("data/pairs.jsonl",), 1200, 1000, 0, findings)
+    return Audit("d" * 64, 1200, 1000, findings, sources=("data/pairs.jsonl",))
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(audit_page, injection):

@@ -1,5 +1,6 @@
 """What an audit says: one finding a check, with a verdict, numbers, rows and a mend."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -96,13 +97,13 @@ class Finding:
 class Audit:
     """All findings about one data set, and which data set that is."""
 
-    dataset: str
-    sources: tuple[str, ...]
+    dataset: str  # its id, as `data/version.py` has it
     pairs: int
-    prompts: int
-    unreadable: int
+    prompts: int  # different ones
     findings: tuple[Finding, ...]
-    shapes: dict[str, int] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    unreadable: int = 0  # rows that are no pair
+    shapes: dict[str, int] = field(default_factory=dict)  # rows by the shape that was recognised
 
     def at_least(self, verdict: Verdict) -> list[Finding]:
         """Findings of this verdict or a graver one, the gravest first."""
@@ -113,7 +114,7 @@ class Audit:
         return [finding for finding in self.at_least(Verdict.FATAL) if finding.check not in set(accepted)]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, and for the hash that a manifest carries."""
+        """For JSON."""
         return {
             "dataset": self.dataset,
             "sources": list(self.sources),
@@ -124,6 +125,12 @@ class Audit:
             "verdict": str(max((f.verdict for f in self.findings), default=Verdict.OK)),
             "findings": [finding.as_dict() for finding in self.findings],
         }
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of what was found, wherever the data lies: what a manifest names an audit by."""
+        found = {name: value for name, value in self.as_dict().items() if name != "sources"}
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"

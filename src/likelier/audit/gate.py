@@ -37,7 +37,7 @@ def open_gate(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, *, cac
         "verdict": found["verdict"],
         "accepted": sorted({finding["check"] for finding in fatal}),
         "findings": [{name: finding[name] for name in ("check", "title", "verdict", "summary", "count")} for finding in told],
-        "hash": hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest(),
+        "hash": found["hash"],
     }
 
 
@@ -48,7 +48,8 @@ def _remembered(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, cach
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # not there, or cut short
-        found = audit_pairs(pairs, limits=limits).as_dict()
+        audit = audit_pairs(pairs, limits=limits)
+        found = {**audit.as_dict(), "hash": audit.hash}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(json.dumps(found).encode())

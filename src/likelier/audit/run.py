@@ -4,7 +4,7 @@ read ──blocks of pairs──▶ measure ──columns──▶ checks ──
   └── faults, by kind ─────────────────────────┘
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -59,10 +59,12 @@ def audit(
     """
     limits = limits or AuditSettings()
     faults: list[DataError] = []
-    table = tabulate(read_each(sources, faults.append), limits, count_tokens=count_tokens, workers=workers)
+    shapes: Counter[str] = Counter()
+    table = tabulate(read_each(sources, faults.append, shapes), limits, count_tokens=count_tokens, workers=workers)
     findings = [*fault_findings(faults, len(table) + len(faults)), *_asked(table, limits), _leakage(table, sources, against, limits)]
     pairs = partial(read_each, sources, pass_over)
-    return _audit(table, findings, pairs, sources=tuple(map(str, sources)), unreadable=len(faults))
+    made = _audit(table, findings, pairs)
+    return replace(made, sources=tuple(map(str, sources)), unreadable=len(faults), shapes=dict(shapes))
 
 
 def audit_pairs(pairs: Sequence[Pair], *, limits: AuditSettings | None = None, workers: int = 1) -> Audit:
@@ -76,15 +78,11 @@ def _asked(table: Table, limits: AuditSettings) -> list[Finding]:
     return [check(table, limits) for check in CHECKS.values()] if len(table) else []
 
 
-def _audit(
-    table: Table, findings: Sequence[Finding], pairs: Callable[[], Iterator[Pair]], *, sources: tuple[str, ...] = (), unreadable: int = 0
-) -> Audit:
+def _audit(table: Table, findings: Sequence[Finding], pairs: Callable[[], Iterator[Pair]]) -> Audit:
     return Audit(
         dataset=id_of_hashes(table.content),
-        sources=sources,
         pairs=len(table),
         prompts=len(np.unique(table.keys[:, PROMPT])),
-        unreadable=unreadable,
         findings=tuple(_illustrated(findings, table, pairs)),
     )
 
@@ -144,9 +142,9 @@ def _blocks(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
         start += len(block) or 1
 
 
-def read_each(sources: Sources, on_bad: OnBad) -> Iterator[Pair]:
-    """The pairs of all sources; an unpaired record is a bad row."""
-    for record in read_records(*sources, on_bad=on_bad):
+def read_each(sources: Sources, on_bad: OnBad, seen: Counter[str] | None = None) -> Iterator[Pair]:
+    """The pairs of all sources; an unpaired record is a bad row. `seen` counts the rows of each shape."""
+    for record in read_records(*sources, on_bad=on_bad, seen=seen):
         if isinstance(record, Pair):
             yield record
         else:

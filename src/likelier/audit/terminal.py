@@ -16,6 +16,7 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
     console.print(
         f"{', '.join(audit.sources)}: {audit.pairs:,} pairs over {audit.prompts:,} prompts"
         + (f", {audit.unreadable:,} rows left out" if audit.unreadable else "")
+        + (f"\nread as {', '.join(audit.shapes)}" if audit.shapes else "")
         + f"\ndata set {audit.dataset}",
         highlight=False,
         soft_wrap=True,

@@ -50,7 +50,7 @@ class Manifest(BaseModel):
     counts: Counts
     fields: tuple[str, ...]  # that any record has
     files: dict[str, str]  # name: SHA-256 of its bytes
-    audit: str | None  # hash of the audit that it passed
+    audit: str | None = None  # hash of its newest audit
     likelier: str
     created: str
 
@@ -121,14 +121,11 @@ class Account:
         return tuple(name for name in ("prompt", "chosen", "rejected", "completion", "label", *EXTRAS) if name in self._fields)
 
 
-def write_version(
-    path: str | Path, records: Iterable[Record], *, parents: Sequence[str], step: str, audit: str | None = None, on_bad: OnBad = stop
-) -> Manifest:
+def write_version(path: str | Path, records: Iterable[Record], *, parents: Sequence[str], step: str, on_bad: OnBad = stop) -> Manifest:
     """Write records as `.jsonl`, `.jsonl.gz` or `.parquet`, and their manifest and Croissant metadata beside them; each file whole or not at all.
 
-    `parents` are the ids of the data sets that the records come from, `step` says what was done to those, `audit` is the hash of the audit that the
-    records passed. Streams. Raises DataError for another ending, where a file cannot be written, and for a record of another kind than the first in
-    a `.parquet`, unless `on_bad` takes it.
+    `parents` are the ids of the data sets that the records come from, `step` says what was done to those. Streams. Raises DataError for another
+    ending, where a file cannot be written, and for a record of another kind than the first in a `.parquet`, unless `on_bad` takes it.
     """
     path, account = Path(path), Account()
     write_records(path, records, on_bad=on_bad, on_written=account.note)
@@ -139,13 +136,11 @@ def write_version(
         counts=account.counts,
         fields=account.fields,
         files={path.name: _file_hash(path)},
-        audit=audit,
         likelier=version("likelier"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    for beside, text in ((manifest_path(path), manifest.model_dump_json(indent=2) + "\n"), (croissant_path(path), _croissant_text(path, manifest))):
-        with atomic_file(beside) as file:
-            file.write(text.encode())
+    _write(manifest_path(path), manifest.model_dump_json(indent=2) + "\n")
+    _write(croissant_path(path), _croissant_text(path, manifest))
     return manifest
 
 
@@ -192,6 +187,14 @@ def read_manifest(path: str | Path) -> Manifest:
         raise DataError(f"{beside}: this manifest cannot be read ({' '.join(str(problem).split())[:200]}).") from None
 
 
+def note_audit(path: str | Path, *, dataset: str, audit: str) -> bool:
+    """Write the hash of an audit of the data set `dataset` into the manifest beside `path`; False where there is no manifest of that data set."""
+    if not manifest_path(path).is_file() or (manifest := read_manifest(path)).id != dataset:
+        return False
+    _write(manifest_path(path), manifest.model_copy(update={"audit": audit}).model_dump_json(indent=2) + "\n")
+    return True
+
+
 def verify(path: str | Path) -> list[Check]:
     """Whether a data file is what its manifest says: its bytes, and the id and counts of the records in it. Raises DataError where there is no
     file or no manifest to ask."""
@@ -221,6 +224,11 @@ def _verify_records(path: Path, manifest: Manifest) -> list[Check]:
     except DataError as problem:
         return [Check("data set id", "differs", f"recorded {manifest.id}, and the records cannot be read: {problem}")]
     return [compare("data set id", manifest.id, account.id), compare("counts", manifest.counts.model_dump(), account.counts.model_dump())]
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def _croissant_text(path: Path, manifest: Manifest) -> str:
