@@ -1,6 +1,6 @@
 """A model's tokenizer and chat template from its files alone: what the audit needs to count tokens, at a tenth of the start-up time.
 
-`FileTokenizer` answers what `chat.Tokenizer` asks, as a tokenizer of `transformers` would, with the same two libraries below: tokenizers and Jinja.
+`FileTokenizer` answers what `rendering.Tokenizer` asks, as a tokenizer of `transformers` would, with the same two libraries below: tokenizers and Jinja.
 """
 
 import json
