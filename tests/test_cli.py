@@ -282,7 +282,7 @@ def test_audit_says_no_to_a_fatal_finding_and_writes_what_it_found(capsys, pairs
 def test_fix_mends_what_audit_found_and_names_the_parent(capsys, pairs_file, tmp_path):
     code, out, _ = run(capsys, "fix", "pairs.jsonl", "mended.jsonl", "--do", "mask-secrets", "drop-duplicates")
     assert code == 0
-    assert "mask-secrets: 2 pairs" in out
+    assert "mask-secrets: 2 rows" in out
     manifest = json.loads((tmp_path / "mended.jsonl.manifest.json").read_text())
     assert manifest["step"] == "fix drop-duplicates mask-secrets"
     assert f"made of {manifest['parents'][0]}" in out
@@ -323,3 +323,45 @@ def test_train_refuses_fatal_findings_and_can_be_told_otherwise(capsys, recipe_f
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["audit"]["accepted"] == ["secrets"]
     assert "in spite of what the audit calls fatal: secrets" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["audit"], "no data was named"),
+        (["audit", "pairs.jsonl", "--json", "pairs.jsonl"], "destroy"),
+        (["audit", "pairs.jsonl", "--json", "."], "cannot be written"),
+        (["fix", "pairs.jsonl", "pairs.jsonl", "--do", "mask-secrets"], "destroy"),
+        (["fix", "pairs.jsonl", "b.jsonl"], "no mend was named"),
+        (["convert", "pairs.jsonl", "pairs.jsonl"], "destroy"),
+        (["convert", "pairs.jsonl", "b.jsonl", "--min-gap", "-1"], "--min-gap is -1"),
+        (["split", "pairs.jsonl", "--eval", "0"], "--eval is 0"),
+        (["split", "pairs.jsonl", "--eval", "1.5"], "--eval is 1.5"),
+    ],
+)
+def test_requests_that_would_do_harm_or_nothing(capsys, pairs_file, arguments, said):
+    before = pairs_file.read_bytes()
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert pairs_file.read_bytes() == before
+
+
+def test_accepted_checks_of_a_recipe_count_in_audit_too(capsys, pairs_file, recipe_file):
+    write_pairs("pairs.jsonl", corpus.with_a_key(corpus.clean(200))[0])
+    recipe_file.write_text(recipe_file.read_text() + "audit: {accept: [secrets]}\n")
+    assert run(capsys, "audit", "pairs.jsonl", "--recipe", str(recipe_file))[0] == 0
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(capsys, pairs_file):
+    write_pairs("a[b].jsonl", corpus.clean(20))
+    code, out, _ = run(capsys, "audit", "a[b].jsonl")
+    assert code == 0
+    assert "a[b].jsonl: 20 pairs" in out
+
+
+def test_a_file_that_becomes_another_tools_is_no_version_any_more(capsys, pairs_file, tmp_path):
+    assert run(capsys, "convert", "pairs.jsonl", "o.jsonl")[0] == 0
+    assert (tmp_path / "o.jsonl.manifest.json").exists()
+    assert run(capsys, "convert", "pairs.jsonl", "o.jsonl", "--to", "trl")[0] == 0
+    assert not (tmp_path / "o.jsonl.manifest.json").exists()

@@ -28,7 +28,7 @@ FULL = {
     "data": {"train": ["a.jsonl", "b.parquet"], "eval": ["c.csv"], "eval_fraction": 0.0, "max_length": 7},
     "audit": {
         "accept": ["secrets"],
-        **{name: field.default / 2 for name, field in AuditSettings.model_fields.items() if isinstance(field.default, float)},
+        **{name: (field.default + 1) / 2 for name, field in AuditSettings.model_fields.items() if isinstance(field.default, float)},
         **{name: field.default + 1 for name, field in AuditSettings.model_fields.items() if isinstance(field.default, int)},
     },
     "objective": {"name": "ipo", "beta": 0.5, "label_smoothing": 0.1, "target_margin": 0.0, "per_token": True},

@@ -31,9 +31,9 @@ def fleiss_kappa(counts: ArrayLike) -> float:
     0.333
     """
     counts_NK = np.asarray(counts, float)
-    totals_N = counts_NK.sum(1)
-    if counts_NK.ndim != 2 or not counts_NK.size or (totals_N < 2).any():
+    if counts_NK.ndim != 2 or not counts_NK.size or (counts_NK.sum(1) < 2).any():
         raise ValueError("fleiss_kappa: every item needs the labels of two annotators or more.")
+    totals_N = counts_NK.sum(1)
     agreement_N = (counts_NK * (counts_NK - 1)).sum(1) / (totals_N * (totals_N - 1))
     return _beyond_chance(float(agreement_N.mean()), float(((counts_NK.sum(0) / totals_N.sum()) ** 2).sum()))
 
@@ -48,6 +48,7 @@ def krippendorff_alpha(counts: ArrayLike) -> float:
     import krippendorff
 
     counts_NK = np.asarray(counts, int)
+    counts_NK = counts_NK[counts_NK.sum(1) > 1]
     if (counts_NK.sum(0) > 0).sum() < 2:
         return float("nan")
     return float(krippendorff.alpha(value_counts=counts_NK, level_of_measurement="nominal"))

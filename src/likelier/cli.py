@@ -12,7 +12,6 @@ from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 if TYPE_CHECKING:
-    from likelier.data.tokenizer_files import TokenCounter
     from likelier.thresholds import AuditSettings
     from likelier.train.progress import Progress
 
@@ -130,6 +129,7 @@ def convert(
 def audit(
     data: tuple[str, ...],
     model: str = "",
+    max_length: int = 1024,
     against: tuple[str, ...] = (),
     json: Path | None = None,
     html: Path | None = None,
@@ -140,33 +140,36 @@ def audit(
     Args:
         data: files of preference pairs.
         model: count tokens as this model does: `embedded`, a folder, a .gguf file or a hub name.
+        max_length: the tokens of prompt and reply that the model is to be trained on; asked with --model.
         against: held-out files; a prompt that stands in both is a leak.
         json: write all findings here.
         html: write them as one page, with plots.
-        recipe: take the limits from this recipe's `audit` section.
+        recipe: take limits, accepted checks, model and data.max_length from this recipe.
     """
     from likelier.audit.run import audit as run_audit
     from likelier.audit.terminal import show_audit
+    from likelier.data.files import refuse_input_as_output
     from likelier.data.version import note_audit
     from likelier.errors import Refused
-    from likelier.rundir import write_atomic
+    from likelier.report.audit_page import write_audit_json, write_audit_page
 
-    limits, counter = _limits_and_counter(recipe, model)
-    found = run_audit(data, limits=limits, count_tokens=counter, against=against, workers=_processes())
+    for target in (json, html):
+        if target:
+            refuse_input_as_output(target, data)
+    measure = _Measure.by(recipe, model, max_length)
+    found = run_audit(data, **measure.options(tokens=True), against=against, workers=_processes())
     show_audit(found)
     for path in data:
         note_audit(path, dataset=found.dataset, audit=found.hash)
     if json:
-        write_atomic(json, found.to_json())
+        write_audit_json(found, json)
     if html:
-        from likelier.report.audit_page import write_audit_page
-
         write_audit_page(found, html)
-    if fatal := found.fatal():
+    if fatal := found.fatal(measure.limits.accept):
         raise Refused(f"{len(fatal)} fatal {'finding' if len(fatal) == 1 else 'findings'}: {', '.join(f.check for f in fatal)}.")
 
 
-def fix(data: str, dst: Path, do: tuple[str, ...] = (), model: str = "", recipe: Path | None = None) -> None:
+def fix(data: str, dst: Path, do: tuple[str, ...] = (), model: str = "", max_length: int = 1024, recipe: Path | None = None) -> None:
     """Apply safe mends to preference pairs, each by its name, and write what stays as a new version.
 
     Args:
@@ -175,15 +178,16 @@ def fix(data: str, dst: Path, do: tuple[str, ...] = (), model: str = "", recipe:
         do: drop-unusable, drop-near-identical, drop-duplicates, drop-near-duplicates, drop-contradictions, drop-cycles, drop-over-ratio,
             drop-over-long, drop-cut-off, balance-length, mask-secrets.
         model: count tokens as this model does, for drop-over-long.
-        recipe: take the limits from this recipe's `audit` section.
+        max_length: the tokens of prompt and reply that the model is to be trained on, for drop-over-long.
+        recipe: take limits, model and data.max_length from this recipe.
     """
     from likelier.audit.fix import fix as mend
 
-    limits, counter = _limits_and_counter(recipe, model)
-    fixed = mend([data], dst, do, limits=limits, count_tokens=counter, workers=_processes())
+    measure = _Measure.by(recipe, model, max_length)
+    fixed = mend([data], dst, do, **measure.options(tokens="drop-over-long" in do), workers=_processes())
     for name, count in fixed.counts.items():
-        print(f"{name}: {count:,} {'pair' if count == 1 else 'pairs'}")
-    print(f"{dst}: {fixed.manifest.counts.pairs:,} pairs, data set {fixed.manifest.id}\nmade of {fixed.parent}")
+        print(f"{name}: {count:,} {'row' if count == 1 else 'rows'}")
+    print(f"{dst}: {fixed.manifest.counts}, data set {fixed.manifest.id}\nmade of {', '.join(fixed.manifest.parents)}")
 
 
 def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None = None) -> None:
@@ -287,19 +291,34 @@ def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, lis
     raise RequestError(f"no recipe was given. Usage: {usage}. The recipes/ folder has ones to start from.")
 
 
-def _limits_and_counter(recipe: Path | None, model: str) -> tuple["AuditSettings", "TokenCounter | None"]:
-    """What an audit goes by: the recipe's limits and model, or the defaults and none."""
-    from likelier.data.tokenizer_files import TokenCounter
-    from likelier.model_files import tokenizer_folder
-    from likelier.recipe import load_recipe
-    from likelier.thresholds import AuditSettings
+@dataclass(frozen=True)
+class _Measure:
+    """What an audit goes by: limits, and the model by which tokens are counted."""
 
-    limits, template = AuditSettings(), "own"
-    if recipe:
+    limits: "AuditSettings"
+    model: str
+    revision: str | None
+    chat_template: str
+    max_length: int
+
+    @classmethod
+    def by(cls, recipe: Path | None, model: str, max_length: int) -> "_Measure":
+        """The recipe's, or the usual limits and what was asked for."""
+        from likelier.recipe import load_recipe
+        from likelier.thresholds import AuditSettings
+
+        if not recipe:
+            return cls(AuditSettings(), model, None, "own", max_length)
         loaded = load_recipe(recipe)
-        limits = loaded.audit.model_copy(update={"length_limit": loaded.data.max_length})
-        model, template = model or loaded.model.name, loaded.model.chat_template
-    return limits, TokenCounter(tokenizer_folder(model), template) if model else None
+        return cls(loaded.audit, model or loaded.model.name, loaded.model.revision, loaded.model.chat_template, loaded.data.max_length)
+
+    def options(self, *, tokens: bool) -> dict[str, Any]:
+        """For `audit` and `fix`; the tokenizer is looked for only where tokens are to be counted."""
+        from likelier.data.tokenizer_files import TokenCounter
+        from likelier.model_files import tokenizer_folder
+
+        counter = TokenCounter(tokenizer_folder(self.model, self.revision), self.chat_template) if tokens and self.model else None
+        return {"limits": self.limits, "count_tokens": counter, "max_length": self.max_length}
 
 
 def _processes() -> int:

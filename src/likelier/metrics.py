@@ -42,7 +42,7 @@ class Interval:
         return cls(float(fields["value"]), -math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
-def wilson(hits: int, total: int, *, level: float = 0.95) -> Interval:
+def wilson(hits: float, total: float, *, level: float = 0.95) -> Interval:
     """A share with its score interval, p̂ = hits / total; of nothing, the share is ½ and the interval is [0, 1].
 
         (p̂ + z²/2n ± z·√(p̂(1−p̂)/n + z²/4n²)) / (1 + z²/n)
@@ -61,6 +61,25 @@ def wilson(hits: int, total: int, *, level: float = 0.95) -> Interval:
     middle, spread = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return Interval(share, max(0.0, min((middle - spread) / scale, share)), min(1.0, max((middle + spread) / scale, share)))  # rounding
+
+
+def clustered_share(hits: ArrayLike, clusters: ArrayLike) -> Interval:
+    """A share of rows (N, bool) with Wilson's interval for as many independent rows as the clusters (N, ids) leave of them.
+
+    Rows of one prompt are not independent. The share's variance over clusters, Σ_c (Σ_i∈c (x_i − p̂))² / N², over that of independent rows,
+    p̂(1−p̂)/N, is the design effect, by which N is divided where it is above 1. Source: Kish 1965, section 8.2.
+
+    >>> clustered_share([1, 1, 0, 0], [0, 1, 2, 3]) == wilson(2, 4)
+    True
+    """
+    hits_N = np.asarray(hits, float)
+    if not hits_N.size:
+        return wilson(0, 0)
+    share = float(hits_N.mean())
+    independent = share * (1 - share) * len(hits_N)
+    residuals_C = np.bincount(np.unique(np.asarray(clusters), return_inverse=True)[1].ravel(), hits_N - share)
+    effect = max(1.0, float((residuals_C**2).sum()) / independent) if independent else 1.0
+    return wilson(float(hits_N.sum()) / effect, len(hits_N) / effect)
 
 
 def bootstrap(

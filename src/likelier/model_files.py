@@ -44,7 +44,7 @@ def local_folder(name: str) -> Path | None:
     return folder if name != EMBEDDED and folder.is_dir() else None
 
 
-def tokenizer_folder(name: str) -> Path:
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     """The folder of the tokenizer of the model called `name`, as `model.name` in a recipe. Raises ModelError.
 
     A GGUF file that was never imported is imported now, in a process of its own, because that takes torch.
@@ -59,7 +59,7 @@ def tokenizer_folder(name: str) -> Path:
         return folder
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         return Path(name).expanduser()
-    return _from_hub(EMBEDDED_ON_HUB if name == EMBEDDED else name)
+    return _from_hub(EMBEDDED_ON_HUB if name == EMBEDDED else name, revision)
 
 
 def _import_elsewhere(name: str) -> None:
@@ -69,11 +69,11 @@ def _import_elsewhere(name: str) -> None:
         raise ModelError(f"model.name: {name}: this GGUF file cannot be imported ({done.stderr.strip().splitlines()[-1]}).")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
     except Exception as problem:  # the library raises whatever its own dependencies raise
         reason = " ".join(str(problem).split())[:300]
         raise ModelError(

@@ -2,12 +2,16 @@
 
 A limit called `…_note` or `…_warn` is a share (or the named quantity) at or above which a check says so. What is fatal is not a matter of degree
 (ties, empty or identical sides, contradictions beyond `contradictions_fatal`, credentials, prompts on both sides of a split): training on it is
-wrong whatever its owner wants, unless the check is accepted by name.
+wrong whatever its owner wants. A check of the pairs can be accepted by name; a row that is no pair cannot be trained on at all.
 
 Sources: Singhal et al. 2023 (A Long Way to Go), Park et al. 2024 (Disentangling Length from Quality in DPO), Pal et al. 2024 (Smaug: DPO-Positive),
 Razin et al. 2024 (Unintentional Unalignment), Lee et al. 2021 (Deduplicating Training Data), Krippendorff 2004 (Content Analysis), Landis & Koch
 1977 (Measurement of Observer Agreement), Northcutt et al. 2021 (Confident Learning), Benjamini & Hochberg 1995 (False Discovery Rate).
 """
+
+from typing import Annotated
+
+from pydantic import Field
 
 from likelier.section import Count, Fraction, Positive, Section
 
@@ -25,13 +29,13 @@ class AuditSettings(Section):
     """Characters up to which the longer side is not out of proportion: "Yes." beside a sentence is no fault."""
     length_ratio_warn: Fraction = 0.3
     """Share of pairs out of proportion. In natural comparisons a fifth is common."""
-    near_identical: Fraction = 0.95
+    near_identical: Annotated[float, Field(ge=0.8, le=1)] = 0.95
     """Similarity of two sides (1 − indel distance / total length) from which their gradients nearly cancel, and with what is left DPO pushes the
     common tokens down (Pal et al. 2024, Razin et al. 2024)."""
     near_identical_warn: Fraction = 0.02
     """Share of such pairs: Razin et al. 2024 see displacement from a small part of the data, once it is this alike."""
-    near_duplicate: Fraction = 0.8
-    """Jaccard similarity of word shingles from which two texts are one: the value of Lee et al. 2021."""
+    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+    """Jaccard similarity of word pairs from which two texts are one: the value of Lee et al. 2021."""
     duplicates_warn: Fraction = 0.01
     """Share of pairs that repeat another one exactly: each is a weight that nobody chose."""
     near_duplicates_warn: Fraction = 0.1
@@ -39,7 +43,7 @@ class AuditSettings(Section):
     contradictions_fatal: Fraction = 0.05
     """Share of pairs whose opposite is in the data too: their gradients cancel, and so many are a fault of export, not of opinion."""
     cut_off_note: Fraction = 0.02
-    """Share of sides that end in the middle: without a closing mark while the other side has one, or with an open code block."""
+    """Share of sides that end in the middle (without a closing mark, or with an open code block) while the other side has one."""
     cut_off_odds: Positive = 2.0
     """How many times more often one side ends so than the other before the ending becomes the label."""
     over_long_warn: Fraction = 0.02
@@ -86,8 +90,6 @@ class AuditSettings(Section):
     """How far one annotator's preference for the longer side may be from that of all others."""
     annotator_items: Count = 20
     """Judgements that an annotator must have given before anything is said about him or her."""
-    length_limit: Count = 1024
-    """Tokens of prompt and response that the model is to be trained on; a recipe's data.max_length takes its place."""
     sample: Count = 5000
     """Pairs (chosen by a hash of their content) of which whole texts are compared, for prompt clusters and label noise."""
     fitted: Count = 100_000

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ from likelier.audit.checks import CHECKS
 from likelier.audit.faults import KINDS
 from likelier.audit.fix import DROPS, MASK, MENDS, balanced, fix
 from likelier.audit.run import audit_pairs, tabulate
-from likelier.data.formats import read_pairs, write_pairs
+from likelier.data.formats import read_pairs, read_records, write_pairs, write_records
 from likelier.data.version import dataset_id
-from likelier.errors import DataError, RequestError
+from likelier.errors import DataError, Refused, RequestError
+from likelier.records import Labelled, Message
 from likelier.thresholds import AuditSettings
 from tests.audit import corpus
 
@@ -34,8 +36,7 @@ def fixed(tmp_path):
     def fixed(pairs, *do, **options):
         write_pairs(tmp_path / "before.jsonl", pairs)
         done = fix([tmp_path / "before.jsonl"], tmp_path / "after.jsonl", do, **options)
-        assert done.parent == dataset_id(pairs)
-        assert done.manifest.parents == (done.parent,)
+        assert done.manifest.parents == (dataset_id(pairs),)
         return list(read_pairs(tmp_path / "after.jsonl")), done.counts
 
     return fixed
@@ -100,3 +101,74 @@ def test_unusable_rows_stop_it_unless_they_are_to_be_dropped(tmp_path):
     done = fix([path], tmp_path / "after.jsonl", ["drop-duplicates", "drop-unusable"])
     assert done.counts == {"drop-unusable": 1, "drop-duplicates": 0}
     assert len(list(read_pairs(tmp_path / "after.jsonl"))) == 1
+
+
+def test_mends_are_carried_out_one_after_the_other(fixed):
+    """Each sees what those before it have left: lengths are balanced at the end, and of two near twins one stays."""
+    pairs, _ = corpus.repeated(corpus.longer_chosen(corpus.clean())[0])
+    longer = tabulate(fixed(pairs, "balance-length", "drop-duplicates")[0], LIMITS).longer
+    assert (longer > 0).sum() == (longer < 0).sum()
+    twins = corpus.nearly_repeated(corpus.clean(40))[0] + corpus.clean(40)
+    kept, _ = fixed(twins, "drop-near-duplicates", "drop-duplicates")
+    assert len(kept) == 40
+    assert not len(CHECKS["near-duplicates"](tabulate(kept, LIMITS), LIMITS).rows)
+
+
+def test_the_majority_is_kept(fixed):
+    [pair] = corpus.clean(1)
+    votes = [replace(pair, id=f"v{i}", annotator=f"a{i}") for i in range(3)]
+    against = replace(pair, id="no", annotator="b", chosen=pair.rejected, rejected=pair.chosen)
+    others = corpus.clean(20, seed=5)
+    assert [p.id for p in fixed([*votes, against, *others], "drop-contradictions")[0]] == ["v0", "v1", "v2", *(p.id for p in others)]
+    assert [p.id for p in fixed([votes[0], against, *others], "drop-contradictions")[0]] == [p.id for p in others]
+
+
+def test_a_pair_turned_round_is_no_repetition(fixed):
+    pairs, _ = corpus.contradicted(corpus.clean(80))
+    assert fixed(pairs, "drop-near-duplicates", "drop-duplicates")[0] == pairs
+
+
+def test_other_replies_to_one_long_prompt_are_no_repetition(fixed):
+    asked = " ".join(corpus.said(p.prompt) for p in corpus.clean(60))
+    pairs = [replace(p, prompt=corpus.asked(asked)) for p in corpus.clean(20, seed=4)]
+    assert fixed(pairs, "drop-near-duplicates")[0] == pairs
+
+
+def test_sides_that_differ_in_nothing_but_a_secret_are_dropped(fixed):
+    pairs = [*corpus.clean(20), corpus.pair("phones", "Your number?", "Call 415-867-5309.", "Call 415-867-5310.")]
+    kept, counts = fixed(pairs, MASK)
+    assert [p.id for p in kept] == [p.id for p in pairs[:-1]]
+    assert counts == {MASK: 1}
+
+
+def test_every_field_is_masked(fixed):
+    key = "ghp_" + "a1B2" * 9
+    call = {"function": {"name": "login", "arguments": {"token": key}}}
+    pair = replace(corpus.clean(1)[0], reason=f"leaks {key}", meta={"raw": [{"text": f"token {key}"}]})
+    pair = replace(pair, chosen=(Message("assistant", "", {"tool_calls": [call]}), *pair.chosen))
+    [kept] = fixed([pair], MASK)[0]
+    assert key not in str(kept)
+    assert str(kept).count("[credential]") == 3
+
+
+def test_unpaired_records_stay(tmp_path):
+    records = [*corpus.clean(20), Labelled(corpus.asked("Why?"), corpus.reply("Because."), True, id="thumb")]
+    write_records(tmp_path / "mixed.jsonl", records)
+    done = fix([tmp_path / "mixed.jsonl"], tmp_path / "after.jsonl", ["drop-duplicates"])
+    assert done.manifest.parents == (dataset_id(records),)
+    assert list(read_records(tmp_path / "after.jsonl")) == records
+
+
+def test_nothing_left_is_refused_and_so_is_writing_over_the_source(tmp_path):
+    write_pairs(tmp_path / "long.jsonl", [corpus.pair(str(i), "Tell me", "x " * 90, "y") for i in range(5)])
+    with pytest.raises(Refused, match="nothing of 5 pairs"):
+        fix([tmp_path / "long.jsonl"], tmp_path / "after.jsonl", ["drop-over-ratio"])
+    assert not (tmp_path / "after.jsonl").exists()
+    with pytest.raises(RequestError, match="destroy"):
+        fix([tmp_path / "long.jsonl"], tmp_path / "long.jsonl", ["drop-duplicates"])
+
+
+def test_the_version_says_which_limits_it_was_made_by(tmp_path):
+    write_pairs(tmp_path / "a.jsonl", corpus.clean(20))
+    done = fix([tmp_path / "a.jsonl"], tmp_path / "b.jsonl", ["drop-over-ratio"], limits=AuditSettings(length_ratio=9.0))
+    assert done.manifest.step == "fix drop-over-ratio with length_ratio 9.0"

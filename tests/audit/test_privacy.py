@@ -28,6 +28,12 @@ def test_credentials_are_found_and_masked(name):
     assert mask(text) == "Use [credential] for it."
 
 
+def test_secrets_beside_text_without_spaces():
+    assert [f.kind for f in find_private(f"我的密钥是{SECRETS['GitHub']}，请看")] == ["credential"]
+    assert mask("请发邮件到zhang.san@qq.com吧") == "请发邮件到[mail address]吧"
+    assert mask("use postgres://admin:s3cr3tPw@db.harbour.net:5432/x") == "use [password in an address]:5432/x"
+
+
 @pytest.mark.parametrize(
     "kind, text",
     [
@@ -37,6 +43,7 @@ def test_credentials_are_found_and_masked(name):
         ("phone number", "415-867-5309"),
         ("card number", "4242 4242 4242 4242"),
         ("card number", "4242424242424242"),
+        ("phone number", "+33 6 12 34 56 78"),
         ("account number", "DE89 3704 0044 0532 0130 00"),
         ("social security number", "078-05-1120"),
     ],
@@ -60,6 +67,9 @@ def test_personal_data_is_found(kind, text):
         "page 123-456",
         "1,000,000,000 people",
         "call us at 555",
+        "sk-learn-compatible-estimators-and-more",
+        "class sk-fading-circle-container-box",
+        "https://harbour.net:8080/a@b",
     ],
 )
 def test_what_only_looks_like_it_is_left_alone(text):
@@ -79,3 +89,10 @@ def test_any_text_is_masked_once_and_for_all(text):
 def test_a_glimpse_never_shows_more_than_a_third(text):
     shown = glimpse(text).partition("…")[0]
     assert len(shown) <= max(2, len(text) / 3)
+
+
+def test_what_stands_around_a_number_does_not_hide_it():
+    assert mask("My card is 4242424242424242.") == "My card is [card number]."
+    assert mask("ES91 2100 0418 4502 0005 1332 FOR RENT") == "[account number] FOR RENT"
+    key = "-----BEGIN RSA " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: DES-EDE3-CBC,00\n\nMIIE-pA==\n-----END RSA " + "PRIVATE KEY-----"
+    assert mask(f"a {key} b") == "a [credential] b"

@@ -180,7 +180,7 @@ def test_equal_scores_in_meta_do_not_make_a_tie_of_the_row(tmp_path):
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 WORDS = TEXT.filter(lambda text: text.strip())
-NAMES = st.sampled_from(["lang", "score_chosen", "score_rejected", "label", "winner", "system", "tools", "kto_tag", "annotation_id", "a b"])
+NAMES = st.sampled_from(["lang", "score_chosen", "score_rejected", "label", "winner", "system", "kto_tag", "annotation_id", "a b"])
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT | st.just("tie") | st.just([1])
 CALLS = st.just([CALL]) | st.just([CALL, {**CALL, "id": "c1"}])
 MESSAGE_EXTRA = st.just({}) | st.fixed_dictionaries({}, optional={"name": TEXT, "thinking": TEXT, "tool_call_id": TEXT})

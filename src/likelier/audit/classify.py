@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from likelier.audit.surface import words_of
 from likelier.metrics import Interval
 
 FOLDS = 5
@@ -52,7 +53,7 @@ def word_differences(texts: Sequence[tuple[str, str, str]]) -> Any:
     """(N, WORDS) sparse: which words stand in chosen and not in rejected (+1), or the other way round (−1). Words are hashed."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    words = HashingVectorizer(n_features=WORDS, alternate_sign=False, norm=None, binary=True)
+    words = HashingVectorizer(tokenizer=words_of, token_pattern=None, lowercase=False, n_features=WORDS, alternate_sign=False, norm=None, binary=True)
     chosen, rejected = (words.transform(text[side] for text in texts) for side in (1, 2))
     return (chosen - rejected).tocsr()
 

@@ -1,6 +1,6 @@
 """Rows that are no preference at all, as findings: training refuses them one by one, an audit counts them by kind."""
 
-from collections.abc import Sequence
+from collections import Counter
 from typing import NamedTuple
 
 from likelier.audit.findings import MOST_IDS, Finding, Verdict, share_of
@@ -21,35 +21,61 @@ KINDS = {
     "empty": _Kind("empty-sides", "Empty sides", "have a side without text", "`likelier fix --do drop-unusable`, or write the reply."),
     "tie": _Kind("ties", "Ties", "are ties, which are not preferences", "`likelier fix --do drop-unusable`: training on a tie teaches a preference."),
     "prompts-differ": _Kind(
-        "differing-prompts", "Sides with different prompts", "compare replies to different prompts", "Make the prompts equal, or drop the rows."
+        "differing-prompts",
+        "Sides with different prompts",
+        "compare replies to different prompts",
+        "`likelier fix --do drop-unusable`, or make the prompts equal.",
     ),
     "unlabelled": _Kind("unlabelled-rows", "Unlabelled rows", "were judged by nobody", "`likelier fix --do drop-unusable`, or have them judged."),
     "unpaired": _Kind(
-        "unpaired-records", "Unpaired records", "judge one reply and are not audited", "Pair them up, or train on them with an unpaired objective."
+        "unpaired-records",
+        "Unpaired records",
+        "judge one reply and are not audited",
+        "Leave them out: this version trains on pairs alone.",
     ),
     "malformed": _Kind(
-        "unreadable-rows", "Unreadable rows", "cannot be read as a comparison", "Each is named with its fault: mend them, or `--skip-bad`."
+        "unreadable-rows",
+        "Unreadable rows",
+        "cannot be read as a comparison",
+        "`likelier fix --do drop-unusable`, or mend what each one's fault names.",
     ),
 }
 """What a reader's faults are called here, by `DataError.kind`."""
 
 SHOWN = 20
+"""Faults of a kind that are told in full."""
 
 
-def fault_findings(faults: Sequence[DataError], rows: int) -> list[Finding]:
-    """One finding for each kind of fault, of `rows` rows in all. Any makes the data fatal: `train` would stop at it."""
-    return [_finding(kind, [fault for fault in faults if fault.kind == name], rows) for name, kind in KINDS.items()]
+class Faults:
+    """The faults of rows while they are read: how many of each kind, where the first ones are, and what the very first say."""
 
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[DataError]] = {kind: [] for kind in KINDS}
 
-def _finding(kind: _Kind, faults: Sequence[DataError], rows: int) -> Finding:
-    return Finding(
-        kind.check,
-        kind.title,
-        Verdict.FATAL if faults else Verdict.OK,
-        f"{len(faults):,} of {rows:,} rows {kind.what}." if faults else "None.",
-        mend=kind.mend,
-        numbers=(share_of("rows", len(faults), rows),),
-        ids=tuple(fault.where for fault in faults[:MOST_IDS]),
-        count=len(faults),
-        details=tuple(str(fault) for fault in faults[:SHOWN]),
-    )
+    @property
+    def total(self) -> int:
+        return self._counts.total()
+
+    def note(self, fault: DataError) -> None:
+        self._counts[fault.kind] += 1
+        if self._counts[fault.kind] <= MOST_IDS:
+            self._first[fault.kind].append(fault)
+
+    def findings(self, pairs: int) -> list[Finding]:
+        """One for each kind of fault, beside so many `pairs`. Any makes the data fatal: `train` would stop at it."""
+        return [self._finding(name, kind, pairs + self.total) for name, kind in KINDS.items()]
+
+    def _finding(self, name: str, kind: _Kind, rows: int) -> Finding:
+        count, first = self._counts[name], self._first[name]
+        return Finding(
+            kind.check,
+            kind.title,
+            Verdict.FATAL if count else Verdict.OK,
+            f"{count:,} of {rows:,} rows {kind.what}." if count else "None.",
+            mend=kind.mend,
+            numbers=(share_of("rows", count, rows),),
+            ids=tuple(fault.where for fault in first),
+            count=count,
+            details=tuple(str(fault) for fault in first[:SHOWN]),
+        )

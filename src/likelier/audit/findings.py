@@ -128,8 +128,10 @@ class Audit:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of what was found, wherever the data lies: what a manifest names an audit by."""
-        found = {name: value for name, value in self.as_dict().items() if name != "sources"}
+        """SHA-256 (hex) of data set, verdicts, counts and numbers, whatever the rows are called and however they are sorted: what a manifest names an
+        audit by."""
+        numbers = [[number.name, round(number.value.value, 3)] for finding in self.findings for number in finding.numbers]
+        found = [self.dataset, [[finding.check, str(finding.verdict), finding.count] for finding in self.findings], numbers]
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -144,6 +146,11 @@ def exact(name: str, value: float, unit: str = "") -> Number:
 def share_of(name: str, hits: int, total: int) -> Number:
     """A share with its Wilson interval."""
     return Number(name, wilson(hits, total), "share")
+
+
+def any_of(count: int) -> Verdict:
+    """A note where there is any at all."""
+    return Verdict.NOTE if count else Verdict.OK
 
 
 def graded(value: float, *limits: tuple[float, Verdict]) -> Verdict:

@@ -13,7 +13,7 @@ from likelier.errors import RecipeError, Refused, did_you_mean
 from likelier.records import Pair
 from likelier.thresholds import AuditSettings
 
-REVISION = 1
+REVISION = 2
 """Counts up when a check changes what it finds: audits that an older one remembered are then made again."""
 
 
@@ -22,9 +22,7 @@ def open_gate(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, *, cac
 
     Raises Refused with the list if a finding is fatal and not accepted, and RecipeError for an accepted check that does not exist.
     """
-    for name in limits.accept:
-        if name not in CHECKS:
-            raise RecipeError(f"audit.accept: there is no check `{name}`.{did_you_mean(name, CHECKS)} Checks: {', '.join(CHECKS)}.")
+    check_names(limits)
     found = _remembered(pairs, dataset, limits, cache)
     fatal = [finding for finding in found["findings"] if finding["verdict"] == "fatal"]
     refused = [finding for finding in fatal if finding["check"] not in limits.accept]
@@ -41,13 +39,23 @@ def open_gate(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, *, cac
     }
 
 
+def check_names(limits: AuditSettings) -> None:
+    """Raises RecipeError for an accepted check that does not exist, which is better known before a model is loaded."""
+    for name in limits.accept:
+        if name not in CHECKS:
+            raise RecipeError(f"audit.accept: there is no check `{name}` of pairs.{did_you_mean(name, CHECKS)} Checks: {', '.join(CHECKS)}.")
+
+
 def _remembered(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, cache: Path) -> dict[str, Any]:
     """The audit from the cache, else made and put there."""
     asked = json.dumps([REVISION, dataset, limits.model_dump(exclude={"accept"})], sort_keys=True)
     path = cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # not there, or cut short
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        if {"findings", "verdict", "hash"} <= found.keys():
+            return found
+        raise ValueError
+    except (OSError, ValueError, TypeError):  # not there, or damaged
         audit = audit_pairs(pairs, limits=limits)
         found = {**audit.as_dict(), "hash": audit.hash}
     path.parent.mkdir(parents=True, exist_ok=True)

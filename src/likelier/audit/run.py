@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from likelier.audit.checks import CHECKS
-from likelier.audit.faults import fault_findings
+from likelier.audit.faults import Faults
 from likelier.audit.findings import MOST_IDS, Audit, Example, Finding, Verdict, exact
 from likelier.audit.privacy import mask
 from likelier.audit.table import PROMPT, CountTokens, Sampled, Table, joined, measure, text_of
 from likelier.data.formats import OnBad, read_records
 from likelier.data.leaks import leaked
 from likelier.data.version import id_of_hashes
-from likelier.errors import DataError
+from likelier.errors import DataError, RequestError
 from likelier.records import Pair
 from likelier.thresholds import AuditSettings
 
@@ -37,9 +37,13 @@ ALONE = 4
 """Blocks up to which other processes are not worth their start."""
 
 SHOWN_LEAKS = 20
+"""Leaks that are named one by one."""
+
 EXAMPLES = 2
+"""Rows of a finding that are shown."""
+
 SHOWN = 320
-"""Rows of a finding that are shown, and the characters of each side."""
+"""Characters of a side that an example shows."""
 
 Sources = Sequence[str | Path]
 
@@ -49,22 +53,27 @@ def audit(
     *,
     limits: AuditSettings | None = None,
     count_tokens: CountTokens | None = None,
+    max_length: int = 1024,
     against: Sources = (),
     workers: int = 1,
 ) -> Audit:
     """Ask every check about the pairs of `sources`. With `against`, also whether their prompts stand in those held-out files.
 
-    `count_tokens` is called in this process alone if `workers` is 1, else in each, so it must be picklable. With more than one worker, a script that
-    calls this needs the guard `if __name__ == "__main__"`. Raises DataError for a source that cannot be read at all; bad rows become findings.
+    With `count_tokens`, pairs of more than `max_length` tokens are counted too; it is called in this process alone if `workers` is 1, else in each,
+    so it must be picklable. With more than one worker, a script that calls this needs the guard `if __name__ == "__main__"`.
+
+    Raises RequestError without any source, and DataError for one that cannot be read at all; bad rows become findings.
     """
+    if not sources:
+        raise RequestError("no data was named. Give a file, a folder, a glob, hf:owner/name or embedded:name.")
     limits = limits or AuditSettings()
-    faults: list[DataError] = []
+    faults = Faults()
     shapes: Counter[str] = Counter()
-    table = tabulate(read_each(sources, faults.append, shapes), limits, count_tokens=count_tokens, workers=workers)
-    findings = [*fault_findings(faults, len(table) + len(faults)), *_asked(table, limits), _leakage(table, sources, against, limits)]
+    table = tabulate(read_each(sources, faults.note, shapes), limits, count_tokens=count_tokens, max_length=max_length, workers=workers)
+    findings = [*faults.findings(len(table)), *_asked(table, limits), _leakage(table, sources, against, limits)]
     pairs = partial(read_each, sources, pass_over)
     made = _audit(table, findings, pairs)
-    return replace(made, sources=tuple(map(str, sources)), unreadable=len(faults), shapes=dict(shapes))
+    return replace(made, sources=tuple(map(str, sources)), unreadable=faults.total, shapes=dict(shapes))
 
 
 def audit_pairs(pairs: Sequence[Pair], *, limits: AuditSettings | None = None, workers: int = 1) -> Audit:
@@ -87,14 +96,16 @@ def _audit(table: Table, findings: Sequence[Finding], pairs: Callable[[], Iterat
     )
 
 
-def tabulate(pairs: Iterable[Pair], limits: AuditSettings, *, count_tokens: CountTokens | None = None, workers: int = 1) -> Table:
-    """The columns of all `pairs`, in their order. Memory grows by some 600 bytes a pair, not by its text."""
+def tabulate(
+    pairs: Iterable[Pair], limits: AuditSettings, *, count_tokens: CountTokens | None = None, max_length: int = 1024, workers: int = 1
+) -> Table:
+    """The columns of all `pairs`, in their order. Memory grows by about a kilobyte a pair, not by its text."""
     sample = _Sample(limits.sample)
     parts: list[Table] = []
     for part in _measured(pairs, sample, count_tokens, workers):
         sample.add(part.sampled)
         parts.append(replace(part, sampled=[]))
-    return replace(joined(parts), sampled=sample.drawn())
+    return replace(joined(parts), sampled=sample.drawn(), max_length=max_length)
 
 
 class _Sample:
@@ -148,7 +159,7 @@ def read_each(sources: Sources, on_bad: OnBad, seen: Counter[str] | None = None)
         if isinstance(record, Pair):
             yield record
         else:
-            on_bad(DataError("this record judges one reply.", kind="unpaired", where=record.id))
+            on_bad(DataError("this record judges one reply, and a pair compares two. Leave such records out.", kind="unpaired", where=record.id))
 
 
 def pass_over(problem: DataError) -> None:
@@ -156,11 +167,12 @@ def pass_over(problem: DataError) -> None:
 
 
 def _leakage(table: Table, sources: Sources, against: Sources, limits: AuditSettings) -> Finding:
-    """Prompts that are also held out: accuracy on them would measure memory."""
+    """Prompts that are also held out, of pairs or of unpaired records: accuracy on them would measure memory. Raises DataError for a held-out row
+    that cannot be read: what it would leak is not known."""
     title = "Prompts that are also held out"
     if not against:
         return Finding("leakage", title, Verdict.SKIPPED, "Asked only with --against, which names the held-out files.")
-    leaks = leaked(read_each(sources, pass_over), read_each(against, pass_over), similarity=limits.near_duplicate)
+    leaks = leaked(read_each(sources, pass_over), read_records(*against), similarity=limits.near_duplicate)
     exact_ones = sum(leak.exact for leak in leaks)
     trained = {leak.trained for leak in leaks}
     return Finding(
@@ -170,7 +182,7 @@ def _leakage(table: Table, sources: Sources, against: Sources, limits: AuditSett
         f"{len(leaks):,} held-out records have a prompt that stands here too: {exact_ones:,} exactly, {len(leaks) - exact_ones:,} nearly so."
         if leaks
         else "No prompt stands on both sides.",
-        mend="Let `likelier split` make the split: it keeps near-duplicates on one side.",
+        mend="Write both files as one (`likelier convert`) and let `likelier split` divide it: it keeps near-duplicates on one side.",
         numbers=(exact("exact leaks", exact_ones), exact("near leaks", len(leaks) - exact_ones)),
         rows=np.array([row for row, name in enumerate(table.ids) if name in trained], np.int64),
         details=tuple(f"{leak.held_out} is {leak.trained} ({leak.similarity:.0%} alike)" for leak in leaks[:SHOWN_LEAKS]),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from likelier.data.near import spaced
 from likelier.metrics import has_apology, has_refusal, in_a_loop
 
 WORD = re.compile(r"\w+(?:['’]\w+)?")
@@ -12,14 +13,14 @@ CLOSING = tuple(".!?…。！？؟।\"”’»')]}*`~:;")
 """Marks after which a text may end. A list item or a line of code may end without one: see `ends_open`."""
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।]+")
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•–]|\d{1,3}[.)])\s+", re.MULTILINE)
-_HEADING = re.compile(r"^#{1,6}\s|^\s*\*\*[^*\n]+\*\*:?\s*$", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*•–]|\d{1,3}[.)])[^\S\n]+", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,6}[^\S\n]|^[^\S\n]*\*\*[^*\n]+\*\*:?[^\S\n]*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
-_HTML = re.compile(r"</?(?:p|br|div|span|b|i|a|ul|li|h[1-6]|table|strong|em)\b[^>]*>", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"\[(?:[A-Z][A-Z _]{2,}|[Nn]ame|[Yy]our [a-z]+|[Ii]nsert [^\]]+)\]|\{\{[^}]+\}\}")
+_HTML = re.compile(r"</?(?:p|br|div|span|b|i|a|ul|li|h[1-6]|table|strong|em)\b[^<>]{0,300}>", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\[(?:[A-Z][A-Z _]{2,60}|[Nn]ame|[Yy]our [a-z]{1,40}|[Ii]nsert [^\]\n]{1,80})\]|\{\{[^}\n]{1,80}\}\}")
 _TURN = re.compile(
-    r"^\s*(?:Human|User|Assistant|AI|###\s*(?:Instruction|Response))\s*:|<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>", re.MULTILINE
+    r"^[^\S\n]*(?:Human|User|Assistant|AI|###[^\S\n]*(?:Instruction|Response))[^\S\n]*:|<\|(?:im_|end|eot)\w{0,20}\|>|</s>", re.MULTILINE
 )
 _SHOUTED = re.compile(r"\b[A-Z]{4,}(?:\s+[A-Z]{4,})+\b")
 
@@ -45,7 +46,12 @@ class Reply(NamedTuple):
 
 
 def reply_of(text: str, prompt_words: frozenset[str]) -> Reply:
-    return Reply(text, WORD.findall(text.lower().replace("’", "'")), prompt_words)
+    return Reply(text, words_of(text), prompt_words)
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without punctuation; each character of a script that puts no spaces between words is one."""
+    return WORD.findall(spaced(text).lower().replace("’", "'"))
 
 
 def share(members: frozenset[str]) -> Callable[[Reply], float]:
@@ -87,15 +93,15 @@ FEATURES: dict[str, Callable[[Reply], float]] = {
 def ends_open(text: str) -> bool:
     """Whether a text stops in the middle: an open code block, or a last line of prose without a mark that closes it.
 
-    A list item and text in a script that needs no full stop are left alone, and so is a single short line: "Madrid" is a whole answer.
+    A list item is left alone, and so is a single short line: "Madrid" is a whole answer.
     """
     if text.count("```") % 2:
         return True
     text = text.rstrip()
     last = text.rpartition("\n")[2]
-    if not text or text.endswith(CLOSING) or _LIST_ITEM.match(last) or not text[-1].isascii():
+    if not text or text.endswith(CLOSING) or _LIST_ITEM.match(last):
         return False
-    return text[-1] in ",-–(" or (len(last.split()) > 8 and text[-1].isalpha())
+    return text[-1] in ",-(，、" or (len(spaced(last).split()) > 8 and text[-1].isalpha())
 
 
 MARKS: dict[str, Callable[[str], bool]] = {
@@ -128,6 +134,10 @@ def marks_of(text: str) -> int:
     return sum(1 << bit for bit, shows in enumerate(MARKS.values()) if shows(text))
 
 
-def opening(words: list[str], count: int) -> str:
-    """The first `count` words."""
-    return " ".join(words[:count])
+LONGEST_WORD = 40
+"""Characters of a word that an opening keeps: a link or a run of nonsense is not told apart beyond them."""
+
+
+def opening(words: list[str], count: int = 3) -> str:
+    """The first words of a reply."""
+    return " ".join(word[:LONGEST_WORD] for word in words[:count])

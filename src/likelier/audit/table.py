@@ -1,22 +1,26 @@
-"""The audited data as columns: what the checks ask of each pair is measured once, in whatever process, and kept in some 600 bytes.
+"""The audited data as columns: what the checks ask of each pair is measured once, in whatever process, and kept in about a kilobyte.
 
 Shape legend: N pairs, F surface features. Sides stand in the order of SIDES.
 """
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pycld2
 from rapidfuzz.fuzz import ratio
 
 from likelier.audit.privacy import find_private, glimpse
-from likelier.audit.surface import FEATURES, Reply, marks_of, reply_of
+from likelier.audit.surface import FEATURES, Reply, marks_of, opening, reply_of
 from likelier.data.near import SLOTS, signature
 from likelier.data.split import prompt_key
-from likelier.records import Messages, Pair, content_hash
+from likelier.records import EXTRAS, Messages, Pair, content_hash
 
 SIDES = ("prompt", "chosen", "rejected")
 PROMPT, CHOSEN, REJECTED = range(3)
@@ -27,6 +31,9 @@ CLOSE = 80.0
 
 SHORTEST, MOST = 60, 80
 """Bytes of letters, and percent of them in one language, from which a text's language is believed."""
+
+MOST_PRIVATE = 20
+"""Secrets of one side that are kept: a list of a thousand addresses says no more than twenty."""
 
 UNKNOWN = b"un"
 """The language of a text that is too short or too mixed to tell."""
@@ -59,7 +66,7 @@ class Table:
     """What was measured of N pairs in a row."""
 
     ids: list[str]
-    content: np.ndarray  # (N,) S32 SHA-256 of the record
+    content: np.ndarray  # (N,) V32 SHA-256 of the record
     keys: np.ndarray  # (N, 3) uint64 hash of each side, case and white space folded
     characters: np.ndarray  # (N, 3) int32
     similarity: np.ndarray  # (N,) float32 of the two replies, 0 to 1; 0 where it is below CLOSE
@@ -67,9 +74,10 @@ class Table:
     marks: np.ndarray  # (N, 2) uint32 bits of surface.MARKS, of chosen and rejected
     openings: np.ndarray  # (N, 2) object: the first three words of chosen and rejected
     languages: np.ndarray  # (N, 3) S3 ISO 639 code
-    signatures: np.ndarray  # (N, 128) uint8 MinHash of the whole pair
+    signatures: np.ndarray  # (N, 3, 128) uint8 MinHash of each side
     categories: np.ndarray  # (N, 4) object: str or None, in the order of CATEGORIES
     tokens: np.ndarray | None = None  # (N, 3) int32, if a tokenizer was given
+    max_length: int = 1024  # tokens of prompt and reply that the model is to be trained on
     private: list[Private] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
 
@@ -83,6 +91,17 @@ class Table:
     def shows(self, mark: int) -> np.ndarray:
         """(N, 2) bool: whether chosen and rejected show a mark, by its number in surface.MARKS."""
         return np.asarray((self.marks >> mark) & 1, dtype=bool)
+
+    @property
+    def order(self) -> np.ndarray:
+        """(N,) rows by the hash of their content: an order that does not depend on how the data is sorted."""
+        return np.argsort(np.ascontiguousarray(self.content).view(">u8")[::4], kind="stable")
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """The columns of these rows alone, without what was found or sampled by row number."""
+        columns = {column.name: getattr(self, column.name) for column in fields(Table)}
+        taken = {name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)}
+        return Table(**(columns | taken | {"ids": [self.ids[row] for row in rows], "private": [], "sampled": []}))
 
     @property
     def coin(self) -> np.ndarray:
@@ -105,24 +124,28 @@ def measure(pairs: Sequence[Pair], *, first_row: int = 0, count_tokens: CountTok
     return Table(
         ids=[pair.id for pair in pairs],
         content=np.array(contents, "V32"),
-        keys=np.array([_keys(pair, texts) for pair, texts in zip(pairs, sides, strict=True)], np.uint64).reshape(-1, 3),
+        keys=np.array([_keys(pair) for pair in pairs], np.uint64).reshape(-1, 3),
         characters=np.array([tuple(map(len, texts)) for texts in sides], np.int32).reshape(-1, 3),
         similarity=np.array([ratio(chosen, rejected, score_cutoff=CLOSE) / 100 for _, chosen, rejected in sides], np.float32),
         features=np.array([_differences(*both) for both in replies], np.float32).reshape(-1, len(FEATURES)),
         marks=np.array([(marks_of(chosen), marks_of(rejected)) for _, chosen, rejected in sides], np.uint32).reshape(-1, 2),
-        openings=_objects([tuple(sys.intern(" ".join(reply.words[:3])) for reply in both) for both in replies], 2),
+        openings=_objects([tuple(sys.intern(opening(reply.words)) for reply in both) for both in replies], 2),
         languages=np.array([tuple(map(language, texts)) for texts in sides], "S3").reshape(-1, 3),
-        signatures=_packed(signature("\n".join(texts)) for texts in sides),
+        signatures=_packed(signature(text) for texts in sides for text in texts),
         categories=_objects([(pair.group, pair.source, pair.annotator, pair.reason) for pair in pairs], len(CATEGORIES)),
         tokens=None if count_tokens is None else count_tokens(pairs),
-        private=[found for row, texts in zip(rows, sides, strict=True) for found in _private(row, texts)],
+        private=[found for row, pair, texts in zip(rows, pairs, sides, strict=True) for found in _private(row, pair, texts)],
         sampled=[Sampled(o, row, texts) for o, row, texts in zip(orders, rows, sides, strict=True) if o < sample_below],
     )
 
 
 def text_of(messages: Messages) -> str:
-    """What a side says, message by message."""
-    return "\n".join(message.content for message in messages)
+    """What a side says, message by message, calls of tools included."""
+    return "\n".join(part for message in messages for part in (message.content, _extra(message.extra)) if part)
+
+
+def _extra(extra: Mapping[str, Any]) -> str:
+    return json.dumps(extra, sort_keys=True, ensure_ascii=False) if extra else ""
 
 
 def language(text: str) -> bytes:
@@ -146,7 +169,7 @@ def joined(parts: Sequence[Table]) -> Table:
         if isinstance(values[0], list):
             columns[column.name] = [item for value in values for item in value]
         else:
-            columns[column.name] = None if values[0] is None else np.concatenate(values)
+            columns[column.name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
     return Table(**columns)  # type: ignore[arg-type]
 
 
@@ -159,8 +182,8 @@ def _differences(chosen: Reply, rejected: Reply) -> list[float]:
     return [feature(chosen) - feature(rejected) for feature in FEATURES.values()]
 
 
-def _keys(pair: Pair, texts: tuple[str, ...]) -> tuple[int, ...]:
-    folded = [prompt_key(pair.prompt), *(" ".join(text.split()).casefold() for text in texts[1:])]
+def _keys(pair: Pair) -> tuple[int, ...]:
+    folded = (prompt_key(side) for side in (pair.prompt, pair.chosen, pair.rejected))
     return tuple(int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) for text in folded)
 
 
@@ -172,19 +195,27 @@ def _objects(rows: Sequence[Sequence[str | None]], width: int) -> np.ndarray:
 
 
 def _packed(signatures: Iterable[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, SLOTS)
+    return np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, len(SIDES), SLOTS)
 
 
-def _private(row: int, texts: Sequence[str]) -> list[Private]:
+def _private(row: int, pair: Pair, texts: Sequence[str]) -> list[Private]:
+    """What is found in the three sides and in all other fields, at most MOST_PRIVATE of each."""
+    others = {name: value for name in EXTRAS if (value := getattr(pair, name)) and not isinstance(value, float)}
     return [
         Private(row, side, found.kind, glimpse(text[found.start : found.stop]))
-        for side, text in zip(SIDES, texts, strict=True)
-        for found in find_private(text)
+        for side, text in zip((*SIDES, "other fields"), (*texts, _extra(others)), strict=True)
+        for found in islice(find_private(text), MOST_PRIVATE)
     ]
 
 
 def counts_of(values: np.ndarray) -> Mapping[str, int]:
-    """How often each value other than None occurs, the most frequent first."""
-    names, counts = np.unique(values[values != None].astype(str), return_counts=True)  # noqa: E711
-    order = np.argsort(-counts, kind="stable")
-    return {str(names[i]): int(counts[i]) for i in order}
+    """How often each value other than None occurs, the most frequent first, equally frequent ones by name."""
+    counts = Counter(value for value in values.tolist() if value is not None)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def numbered(values: np.ndarray) -> tuple[list[str | None], np.ndarray]:
+    """(different values in the order of their first rows, (N,) number of each row's value). None is a value."""
+    numbers: dict[str | None, int] = {}
+    column = np.array([numbers.setdefault(value, len(numbers)) for value in values.tolist()], np.int64)
+    return list(numbers), column

@@ -19,6 +19,7 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
         + (f"\nread as {', '.join(audit.shapes)}" if audit.shapes else "")
         + f"\ndata set {audit.dataset}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))

@@ -96,7 +96,7 @@ def _checked_reply(rest: Fields, side: str) -> Messages:
 
 def _label(value: Any) -> bool:
     if isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
     if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
         return bool(value)
     raise DataError(f"`label` is {shown(value)}; it must be true (a good reply) or false.")
@@ -110,13 +110,13 @@ def _extras(rest: Fields, names: tuple[str, ...]) -> Fields:
             value = rest.pop(name)
             if value != "":
                 extras[name] = CHECKS.get(name, _name)(name, value)
-    if isinstance(rest.get("tools"), str):
-        rest["tools"] = _tools(rest["tools"])
     if "meta" in extras:
         twice = sorted(rest.keys() & extras["meta"].keys())
         if twice:
             raise DataError(f"`{twice[0]}` stands both in the row and in its `meta`. Keep one of them.")
         rest = {**extras["meta"], **rest}
+    if "tools" in rest:
+        rest["tools"] = _tools(rest["tools"])
     return {**extras, "meta": rest}
 
 
@@ -142,12 +142,16 @@ def _object(field: str, value: Any) -> Fields:
     return dict(value)
 
 
-def _tools(text: str) -> Any:
-    """Tool definitions that were written as text; the empty text is none."""
-    try:
-        return parsed(text) if text.strip() else []
-    except ValueError as problem:
-        raise DataError(f"`tools` is text that is not JSON ({problem}). Write the list of tool definitions.") from None
+def _tools(value: Any) -> list[Fields]:
+    """Tool definitions, perhaps written as text; the empty text is none."""
+    if isinstance(value, str):
+        try:
+            value = parsed(value) if value.strip() else []
+        except ValueError as problem:
+            raise DataError(f"`tools` is text that is not JSON ({problem}). Write the list of tool definitions.") from None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError(f"`tools` is {kind_of(value)}; it must be a list of objects, one a tool.")
+    return value
 
 
 CHECKS: dict[str, Callable[[str, Any], Any]] = {"weight": _positive, "margin": _positive, "meta": _object}

@@ -1,18 +1,19 @@
 """One source into one file, and what there is to say about the way: shapes seen, records written, rows left out, fields that did not fit."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from likelier.data.files import BAD_ROWS
+from likelier.data.files import BAD_ROWS, refuse_input_as_output
 from likelier.data.formats import read_records, stop, write_records
 from likelier.data.shapes.lists import Pairing
 from likelier.data.skipped import SkippedRows
 from likelier.data.targets import dataset_info
-from likelier.data.version import write_version
-from likelier.errors import DataError
+from likelier.data.version import forget_version, write_version
+from likelier.errors import DataError, RequestError
 from likelier.records import Record
 
 
@@ -22,12 +23,16 @@ def convert_file(src: str, dst: Path, *, to: str | None, shape: str | None, pair
     Canonical records become a version, with a manifest beside the file; a file for another tool does not. Raises as `read_records` and
     `write_records` do, and DataError if no row is left.
     """
+    refuse_input_as_output(dst, [src])
+    if not 0 <= pairing.min_gap < math.inf:
+        raise RequestError(f"--min-gap is {pairing.min_gap:g}; it must be 0 or a positive number.")
     shapes: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     with SkippedRows(_beside(dst)) if skip_bad else nullcontext(stop) as on_bad:
         records = _some(read_records(src, on_bad=on_bad, shape=shape, pairing=pairing, seen=shapes), src)
         if to:
             written = write_records(dst, records, to=to, on_bad=on_bad)
+            forget_version(dst)
             paired, lost = "pair" in written.records, written.lost
             made = " and ".join(_amount(unit, count) for unit, count in written.records.items()) + f", for {to}"
         else:

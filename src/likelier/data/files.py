@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from likelier.atomic import atomic_file
 from likelier.data.json_list import list_items, not_json
 from likelier.data.plain import plain
-from likelier.errors import DataError, did_you_mean
+from likelier.errors import DataError, RequestError, did_you_mean
 from likelier.records import EXTRAS
 
 BAD_ROWS = ".bad.jsonl"
@@ -80,6 +80,7 @@ def _find(source: str) -> list[Path]:
         found = [file for file in _visible(path.iterdir()) if file.is_file() and _ending(file) in CONTAINERS]
         if not found:
             raise DataError(f"{path}: this folder holds no data file ({KNOWN}). Name one of its subfolders, or use a glob such as {path}/**/*.jsonl.")
+        _refuse_sides(path, found)
         return found
     if any(wildcard in source for wildcard in "*?["):
         matches = _visible(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
@@ -90,6 +91,15 @@ def _find(source: str) -> list[Path]:
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no such file; not even the folder {path.parent} exists.")
     raise DataError(f"{path}: there is no such file.{did_you_mean(path.name, (sibling.name for sibling in path.parent.iterdir()))}")
+
+
+def _refuse_sides(folder: Path, files: Iterable[Path]) -> None:
+    """A file and what was split from it hold the same rows: read together, held-out rows would be trained on."""
+    names = {file.name.removesuffix(_ending(file)) for file in files}
+    for name in sorted(names):
+        whole, _, side = name.rpartition(".")
+        if side in ("train", "eval") and whole in names:
+            raise DataError(f"{folder}: this folder holds {whole} and its side {name}, which are the same rows. Name the files that are meant.")
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
@@ -291,6 +301,13 @@ def _row(value: Any, number: int, where: str, stem: str, *, table: bool) -> Row:
 def _brief(problem: BaseException) -> str:
     """The first line of an error, without its final full stop."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(".")
+
+
+def refuse_input_as_output(target: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raises RequestError if `target` is one of the files that are read: writing it would destroy what it is made of."""
+    for source in sources:
+        if Path(target).absolute() == Path(source).absolute() or (Path(target).exists() and Path(source).exists() and Path(target).samefile(source)):
+            raise RequestError(f"{target}: this is what is read, and writing it would destroy that. Name another file.")
 
 
 # Writing

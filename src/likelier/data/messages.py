@@ -100,8 +100,11 @@ def _message(value: Any, field: str, number: int) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         said = f"has the unknown role {role[:40]!r}" if isinstance(role, str) else "has no `role`"
         raise DataError(f"{where} {said}.{did_you_mean(str(role)[:40], ROLES)} Roles are {', '.join(ROLES)}.")
+    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        content = "".join(part["text"] for part in content)  # parts of text, as OpenAI's API has them
     if not isinstance(content, str):
-        raise DataError(f"{where} has {'no `content`' if content is None else f'{kind_of(content)} as `content`'}; it must be text.")
+        said = "no `content`" if content is None else f"{kind_of(content)} as `content`"
+        raise DataError(f"{where} has {said}; it must be text, or a list of parts that are text.")
     return Message(role, content, extra)
 
 

@@ -63,10 +63,12 @@ def signature(text: str) -> bytes:
 
 def words(text: str) -> list[str]:
     """The words of a text, case folded: what stands between white space, and each character of a script that has none."""
-    folded = text.casefold()
-    if not folded.isascii():
-        folded = _UNSPACED.sub(lambda run: f" {' '.join(run[0])} ", folded)
-    return folded.split()
+    return spaced(text.casefold()).split()
+
+
+def spaced(text: str) -> str:
+    """The text with spaces around each character of a script that puts none between words."""
+    return text if text.isascii() else _UNSPACED.sub(lambda run: f" {' '.join(run[0])} ", text)
 
 
 def jaccard(left: Signatures, right: Signatures) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """A model's tokenizer and chat template from its files alone: what the audit needs to count tokens, at a tenth of the start-up time.
 
-`FileTokenizer` answers what `rendering.Tokenizer` asks, as a tokenizer of `transformers` would, with the same two libraries below: tokenizers and Jinja.
+`FileTokenizer` answers what `rendering.Tokenizer` asks as a tokenizer of `transformers` would, with the same two libraries below: tokenizers, Jinja.
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
@@ -24,6 +24,17 @@ ENDLESS = 2**31
 """A length limit that nothing reaches: the caller counts, and decides itself."""
 
 
+class _Generation(Extension):
+    """`{% generation %}`, with which some templates mark replies for training: what it encloses is written as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 has it so)
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
 class FileTokenizer:
     """The tokenizer in `folder` (tokenizer.json, tokenizer_config.json). Raises ModelError where there is none, or one that is Python code."""
 
@@ -31,11 +42,14 @@ class FileTokenizer:
         rules = folder / "tokenizer.json"
         if not rules.is_file():
             raise ModelError(f"{folder}: there is no tokenizer.json in it, which the audit counts tokens with. Save the model with a fast tokenizer.")
-        self._tokenizer = Tokenizer.from_file(str(rules))
+        config = folder / "tokenizer_config.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(rules))
+            self._config: dict[str, Any] = dict(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else {}
+        except Exception as problem:  # the library raises nothing more special
+            raise ModelError(f"{folder}: its tokenizer cannot be read ({' '.join(str(problem).split())[:200]}).") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = folder / "tokenizer_config.json"
-        self._config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         template = folder / "chat_template.jinja"
         self.chat_template: Any = template.read_text(encoding="utf-8") if template.is_file() else _one(self._config.get("chat_template"))
 
@@ -75,7 +89,7 @@ class FileTokenizer:
 
     @cached_property
     def _environment(self) -> ImmutableSandboxedEnvironment:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         return environment

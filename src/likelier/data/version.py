@@ -23,7 +23,7 @@ from likelier.data.croissant import croissant
 from likelier.data.files import SCHEMES
 from likelier.data.formats import OnBad, read_records, stop, write_records
 from likelier.data.split import held_out, prompt_key
-from likelier.errors import DataError, Refused
+from likelier.errors import DataError, Refused, RequestError
 from likelier.records import EXTRAS, Pair, Record, content_hash
 
 
@@ -148,8 +148,10 @@ def split_version(source: str, *, eval_fraction: float, by: str = "prompt", stra
     """Write SOURCE.train.jsonl and SOURCE.eval.jsonl, both versions whose parent is the source; `held_out` says which record goes where.
 
     Goes over the source three times and holds no records. Raises DataError for a source that cannot be read so, and Refused where nothing can be
-    held out.
+    held out, and RequestError for a fraction outside (0, 1).
     """
+    if not 0 < eval_fraction < 1:
+        raise RequestError(f"--eval is {eval_fraction:g}; it must lie between 0 and 1. 0.1 holds out a tenth of the prompts.")
     stem, account = _stem(source), Account()
     out = held_out(account.watch(read_records(source)), eval_fraction=eval_fraction, by=by, stratify=stratify)
     if not out.any():
@@ -183,8 +185,17 @@ def read_manifest(path: str | Path) -> Manifest:
         raise DataError(
             f"{path}: there is no {beside.name} beside it, so it is no version. `likelier convert`, `split` and `fix` write one."
         ) from None
-    except (OSError, ValidationError) as problem:
-        raise DataError(f"{beside}: this manifest cannot be read ({' '.join(str(problem).split())[:200]}).") from None
+    except OSError as problem:
+        raise DataError(f"{beside}: this manifest cannot be read ({problem.strerror}).") from None
+    except ValidationError as problem:
+        faults = "; ".join(f"`{'.'.join(map(str, fault['loc'])) or 'it'}`: {fault['msg']}" for fault in problem.errors()[:3])
+        raise DataError(f"{beside}: this manifest was edited or cut ({faults}). Write the version again with `likelier convert`.") from None
+
+
+def forget_version(path: str | Path) -> None:
+    """Remove the manifest and the Croissant metadata beside a file that has become something else."""
+    for beside in (manifest_path(path), croissant_path(path)):
+        beside.unlink(missing_ok=True)
 
 
 def note_audit(path: str | Path, *, dataset: str, audit: str) -> bool:

@@ -11,7 +11,6 @@ from likelier.report.build import template
 from likelier.report.wording import count, ends, quantity
 
 MOST_IDS = 60
-UNITS = {"share": "share", "characters": "characters", "tokens": "tokens", "pairs": "pairs"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,20 @@ class Plot:
 
 def write_audit_page(audit: Audit, path: Path) -> None:
     """Write the page: the whole file or nothing. Raises DataError where it cannot be written."""
-    page = template("audit.html.jinja").render(_page(audit))
+    _write(path, template("audit.html.jinja").render(_page(audit)))
+
+
+def write_audit_json(audit: Audit, path: Path) -> None:
+    """Write all findings as JSON. Raises as `write_audit_page` does."""
+    _write(path, audit.to_json())
+
+
+def _write(path: Path, text: str) -> None:
     try:
         with atomic_file(path) as file:
-            file.write(page.encode())
+            file.write(text.encode())
     except OSError as problem:
-        raise DataError(f"{path}: the page cannot be written ({problem.strerror}).") from None
+        raise DataError(f"{path}: this file cannot be written ({problem.strerror}).") from None
 
 
 def _page(audit: Audit) -> dict[str, Any]:
@@ -72,10 +79,7 @@ def headline(audit: Audit) -> list[str]:
 def _section(finding: Finding) -> dict[str, Any]:
     return {
         "finding": finding,
-        "numbers": [
-            (n.name, quantity(n.value.value, UNITS.get(n.unit, "")), ends(n.value, UNITS.get(n.unit, "")) if n.value.low < n.value.high else "")
-            for n in finding.numbers
-        ],
+        "numbers": [(n.name, quantity(n.value.value, n.unit), ends(n.value, n.unit) if n.value.low < n.value.high else "") for n in finding.numbers],
         "plots": [plot_of(plot) for plot in finding.plots],
         "ids": finding.ids[:MOST_IDS],
         "more": finding.count - len(finding.ids[:MOST_IDS]),

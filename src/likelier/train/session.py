@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from likelier.audit.gate import open_gate
+from likelier.audit.gate import check_names, open_gate
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
@@ -79,6 +79,7 @@ class Prepared:
 def prepare(recipe: Recipe, show: Progress) -> Prepared:
     """Check everything that can be checked before a run begins."""
     objective = make_objective(recipe.objective.name, **recipe.objective.given())
+    check_names(recipe.audit)
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)

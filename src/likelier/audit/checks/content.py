@@ -6,27 +6,33 @@ from dataclasses import replace
 
 import numpy as np
 
-from likelier.audit.findings import Bars, Finding, Verdict, exact, graded, share_of
+from likelier.audit.findings import Bars, Finding, Verdict, any_of, exact, graded, share_of
 from likelier.audit.privacy import SECRET_KINDS
-from likelier.audit.table import CHOSEN, PROMPT, REJECTED, UNKNOWN, Private, Table
+from likelier.audit.surface import words_of
+from likelier.audit.table import CHOSEN, PROMPT, REJECTED, SIDES, UNKNOWN, Private, Table, numbered
 from likelier.data.near import groups
-from likelier.metrics import wilson
 from likelier.thresholds import AuditSettings
 
 
 def duplicates(table: Table, limits: AuditSettings) -> Finding:
-    """Pairs that repeat an earlier one: same prompt, chosen and rejected, but for case and white space."""
-    rows = repeats(table.keys)
+    """Pairs that repeat an earlier one of the same annotator: same prompt, chosen and rejected, but for case and white space."""
+    rows = exact_repeats(table)
     share = share_of("repeated pairs", len(rows), len(table))
     return Finding(
         "duplicates",
         "Repeated pairs",
-        graded(share.value.value, (1 / max(1, len(table)), Verdict.NOTE), (limits.duplicates_warn, Verdict.WARN)),
+        max(any_of(len(rows)), graded(share.value.value, (limits.duplicates_warn, Verdict.WARN))),
         f"{len(rows):,} pairs ({share.value.value:.1%}) stand in the data before.",
-        mend="`likelier fix --do drop-duplicates`; give what is meant to count more a `weight`.",
+        mend="`likelier fix --do drop-duplicates`: each repetition is a weight that nobody chose.",
         numbers=(share,),
         rows=rows,
     )
+
+
+def exact_repeats(table: Table) -> np.ndarray:
+    """Rows that say what an earlier row of the same annotator says."""
+    _, annotator = numbered(table.category("annotator"))
+    return repeats(np.column_stack([table.keys, annotator.astype(np.uint64)]))
 
 
 def repeats(keys: np.ndarray) -> np.ndarray:
@@ -36,21 +42,26 @@ def repeats(keys: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(table: Table, limits: AuditSettings) -> Finding:
-    """Pairs that nearly repeat an earlier one, and are not exact repetitions of it."""
-    label = groups(table.signatures, similarity=limits.near_duplicate)
-    near = label != np.arange(len(table))
-    near[repeats(table.keys)] = False
-    rows = np.flatnonzero(near)
+    """Pairs that nearly repeat an earlier one, side by side, and are not exact repetitions of it."""
+    rows = np.setdiff1d(near_repeats(table, limits), repeats(table.keys))
     share = share_of("near repetitions", len(rows), len(table))
     return Finding(
         "near-duplicates",
         "Near repetitions",
-        graded(share.value.value, (1 / max(1, len(table)), Verdict.NOTE), (limits.near_duplicates_warn, Verdict.WARN)),
-        f"{len(rows):,} pairs ({share.value.value:.1%}) repeat an earlier one in {limits.near_duplicate:.0%} of their word sequences or more.",
-        mend="`likelier fix --do drop-near-duplicates`, or vary the templates that made them. `likelier split` keeps them on one side.",
+        max(any_of(len(rows)), graded(share.value.value, (limits.near_duplicates_warn, Verdict.WARN))),
+        f"{len(rows):,} pairs ({share.value.value:.1%}) repeat an earlier one, prompt, chosen and rejected, in {limits.near_duplicate:.0%} of their "
+        "word pairs or more.",
+        mend="`likelier fix --do drop-near-duplicates`, or vary the templates that made them. `likelier split` keeps like prompts on one side.",
         numbers=(share,),
         rows=rows,
     )
+
+
+def near_repeats(table: Table, limits: AuditSettings) -> np.ndarray:
+    """Rows each side of which is nearly that side of an earlier row, exact repetitions included. Sides are not mixed: a pair turned round, or
+    another reply to the same long prompt, is no repetition."""
+    alike = np.column_stack([groups(table.signatures[:, side], similarity=limits.near_duplicate) for side in range(len(SIDES))])
+    return repeats(alike)
 
 
 def languages(table: Table, limits: AuditSettings) -> Finding:
@@ -64,7 +75,8 @@ def languages(table: Table, limits: AuditSettings) -> Finding:
     minority = share_of("chosen sides outside the main language", int(other.sum()), len(table))
     away = (table.languages[:, PROMPT] != table.languages[:, CHOSEN]) & known[:, PROMPT] & known[:, CHOSEN]
     verdict = max(
-        graded(sides.value.value, (limits.language_differs_warn, Verdict.WARN), (1 / max(1, len(table)), Verdict.NOTE)),
+        any_of(int(differ.sum())),
+        graded(sides.value.value, (limits.language_differs_warn, Verdict.WARN)),
         graded(minority.value.value, (limits.language_note, Verdict.NOTE)),
     )
     mix = ", ".join(f"{code.decode()} {count / max(1, sum(counts.values())):.1%}" for code, count in counts.most_common(5))
@@ -73,7 +85,7 @@ def languages(table: Table, limits: AuditSettings) -> Finding:
         "Languages",
         verdict,
         f"Chosen sides: {mix or 'too short to tell'}. In {differ.sum():,} pairs the sides are in different languages.",
-        mend="Where the sides differ in language, the language is the lesson: drop or translate them. Report rare languages apart (`group`).",
+        mend="Where the sides differ in language, the language is the lesson: drop or translate them.",
         numbers=(sides, minority, share_of("chosen sides not in the prompt's language", int(away.sum()), len(table))),
         rows=np.flatnonzero(differ),
     )
@@ -94,7 +106,7 @@ def personal_data(table: Table, limits: AuditSettings) -> Finding:
     """Mail addresses, phone, card and account numbers."""
     found = [private for private in table.private if private.kind not in SECRET_KINDS]
     share = len({private.row for private in found}) / max(1, len(table))
-    verdict = graded(share, (1 / max(1, len(table)), Verdict.NOTE), (limits.personal_data_warn, Verdict.WARN))
+    verdict = max(any_of(len(found)), graded(share, (limits.personal_data_warn, Verdict.WARN)))
     mend = "`likelier fix --do mask-secrets` puts the kind in each one's place."
     return _found(table, found, Finding("personal-data", "Personal data", verdict, "None found.", mend=mend))
 
@@ -115,61 +127,68 @@ def _found(table: Table, found: Sequence[Private], finding: Finding) -> Finding:
 
 
 def prompt_coverage(table: Table, limits: AuditSettings) -> Finding:
-    """How many kinds of prompt there are: clusters of the sampled prompts' words, and the share of the largest."""
+    """How many kinds of prompt there are: the share of pairs on one prompt, and clusters of the sampled prompts' words."""
+    title = "Coverage of prompts"
+    asked = groups(table.signatures[:, PROMPT], similarity=limits.near_duplicate)
+    pairs_of = np.bincount(asked)
+    rows = np.flatnonzero(asked == pairs_of.argmax())
+    one = share_of("pairs on one prompt, or nearly the same", len(rows), len(table))
+    distinct = exact("different prompts", len(np.unique(table.keys[:, PROMPT])))
     prompts = list(dict.fromkeys(sampled.texts[PROMPT] for sampled in table.sampled))
-    distinct = len(np.unique(table.keys[:, PROMPT]))
-    if len(prompts) < _FEWEST:
-        return Finding(
-            "prompt-coverage",
-            "Coverage of prompts",
-            Verdict.OK,
-            f"{distinct:,} different prompts: too few to group.",
-            numbers=(exact("different prompts", distinct),),
-        )
-    label, names = _clusters(prompts)
-    sizes = np.bincount(label)
-    order = np.argsort(-sizes, kind="stable")
-    largest = wilson(int(sizes[order[0]]), len(prompts))
-    effective = float(np.exp(-(sizes[sizes > 0] / len(prompts) * np.log(sizes[sizes > 0] / len(prompts))).sum()))
+    clusters = _clusters(prompts) if len(prompts) >= _FEWEST else []
+    in_largest = share_of("prompts in the largest group of like words", clusters[0][0], len(prompts)) if clusters else None
+    if len(table) >= _FEWEST and one.value.value >= limits.one_cluster_warn:
+        verdict, summary = Verdict.WARN, f"{one.value.value:.0%} of the pairs are on one prompt, or nearly the same."
+    elif in_largest and in_largest.value.value >= limits.one_cluster_warn:
+        verdict, summary, rows = Verdict.WARN, f"{in_largest.value.value:.0%} of the prompts are of one kind ({clusters[0][1]}).", _NO_ROWS
+    else:
+        verdict, rows = Verdict.OK, _NO_ROWS
+        summary = f"{distinct.value.value:,.0f} different prompts" + (f", in {len(clusters)} groups of like words." if clusters else ".")
     return Finding(
         "prompt-coverage",
-        "Coverage of prompts",
-        graded(largest.value, (limits.one_cluster_warn, Verdict.WARN)),
-        f"{distinct:,} different prompts, in about {effective:.0f} groups of like words; the largest holds {largest.value:.0%} ({names[order[0]]}).",
-        mend="Write or sample prompts of the kinds that are missing; evaluate by `group`, so that the large kind does not speak for all.",
-        numbers=(exact("different prompts", distinct), share_of("prompts in the largest group", int(sizes[order[0]]), len(prompts))),
-        plots=(
-            Bars(
-                "Prompts by group, named by the words that stand out",
-                tuple(names[i] for i in order if sizes[i]),
-                tuple(float(sizes[i]) for i in order if sizes[i]),
-            ),
-        ),
+        title,
+        verdict,
+        summary,
+        mend="Write or sample prompts of the kinds that are missing: what is learned is learned for the kind that is there.",
+        numbers=(distinct, one, *([in_largest] if in_largest else [])),
+        rows=rows,
+        plots=(Bars("Prompts by group, named by the words that stand out", tuple(n for _, n in clusters), tuple(float(s) for s, _ in clusters)),)
+        if clusters
+        else (),
     )
 
 
 _FEWEST = 40
 _CLUSTERS = 12
+_NO_ROWS = np.empty(0, np.int64)
 
 
-def _clusters(prompts: list[str]) -> tuple[np.ndarray, list[str]]:
-    """(cluster of each prompt, words that name each cluster): k-means on tf-idf, brought to 50 dimensions (Deerwester et al. 1990)."""
+def _clusters(prompts: list[str]) -> list[tuple[int, str]]:
+    """(size, words that name it) of each cluster, the largest first: k-means on tf-idf, brought to 50 dimensions (Deerwester et al. 1990).
+
+    Words of a single prompt, and of most of them, tell nothing; prompts without any other are left out, and where few are left there are no clusters.
+    """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
-    words = TfidfVectorizer(sublinear_tf=True, max_df=0.5, min_df=2, max_features=20_000, stop_words="english", dtype=np.float32)
+    vectorizer = TfidfVectorizer(
+        tokenizer=words_of, token_pattern=None, lowercase=False, sublinear_tf=True, max_df=0.5, min_df=2, max_features=20_000
+    )
     try:
-        weights = words.fit_transform(prompt[-2000:] for prompt in prompts)
-    except ValueError:  # no word stands in two prompts and in fewer than half of them
-        return np.zeros(len(prompts), np.int64), ["no common words"]
-    width = min(50, weights.shape[1] - 1, len(prompts) - 1)
-    points = normalize(TruncatedSVD(width, random_state=0).fit_transform(weights)) if width >= 2 else weights.toarray()
-    model = KMeans(min(_CLUSTERS, len(prompts) // 4), n_init=1, random_state=0).fit(points)
-    vocabulary = words.get_feature_names_out()
-    names = []
-    for cluster in range(model.n_clusters):
-        mean = np.asarray(weights[model.labels_ == cluster].mean(0)).ravel()
-        names.append(", ".join(vocabulary[i] for i in np.argsort(-mean)[:3]))
-    return model.labels_, names
+        weights = vectorizer.fit_transform(prompt[-2000:] for prompt in prompts)
+    except ValueError:  # no word is left
+        return []
+    weights = weights[np.flatnonzero(weights.getnnz(1))]
+    if weights.shape[0] < max(_FEWEST, len(prompts) // 2) or weights.shape[1] < 3:
+        return []
+    points = normalize(TruncatedSVD(min(50, weights.shape[1] - 1), random_state=0).fit_transform(weights)).round(6)
+    kinds = min(_CLUSTERS, len(np.unique(points, axis=0)), len(prompts) // 4)
+    label = KMeans(kinds, n_init=1, random_state=0).fit(points).labels_
+    vocabulary = vectorizer.get_feature_names_out()
+    found = []
+    for cluster in np.unique(label):
+        mean = np.asarray(weights[label == cluster].mean(0)).ravel()
+        found.append((int((label == cluster).sum()), ", ".join(vocabulary[i] for i in np.argsort(-mean, kind="stable")[:3])))
+    return sorted(found, key=lambda each: (-each[0], each[1]))

@@ -1,6 +1,7 @@
 """Checks for lessons that nobody meant: what on the surface of the sides gives the label away."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ def surface_features(table: Table, limits: AuditSettings) -> Finding:
     if len(np.unique(prompts)) < _FEWEST:
         return Finding("surface-features", title, Verdict.OK, f"{len(np.unique(prompts))} prompts are too few to tell.")
     differences, names = _standardised(table, rows)
+    if not names:
+        return Finding("surface-features", title, Verdict.OK, "The sides differ in none of them.")
     scores = predict(differences, prompts, table.coin[rows])
     area = area_under_curve(scores, prompts)
     coefficients = weights(differences, table.coin[rows])
@@ -55,8 +58,7 @@ def _some(table: Table, most: int) -> np.ndarray:
     """Rows, at most so many, chosen by the hash of their content."""
     if len(table) <= most:
         return np.arange(len(table))
-    order = np.ascontiguousarray(table.content).view(">u8")[::4]
-    return np.sort(np.argsort(order, kind="stable")[:most])
+    return np.sort(table.order[:most])
 
 
 def _standardised(table: Table, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -112,14 +114,16 @@ def _leaning(artefact: _Artefact) -> str:
 def _artefacts(table: Table, *, fewest: int) -> list[_Artefact]:
     """All that stand on exactly one side in `fewest` pairs or more."""
     sides = {name: table.shows(bit) for bit, name in enumerate(MARKS)}
-    first = np.array([[words.partition(" ")[0] for words in row] for row in table.openings], dtype=str).reshape(-1, 2)
+    first = np.empty((len(table), 2), object)
+    first[:] = [[words.partition(" ")[0] for words in row] for row in table.openings]
     for word, count in Counter(first.ravel().tolist()).most_common(_MOST_WORDS):
         if word and count >= fewest:
             sides[f'begins with "{word}"'] = first == word
     languages = table.languages[:, 1:]
+    known = (languages != UNKNOWN).all(1, keepdims=True)
     for code in np.unique(languages):
         if code != UNKNOWN:
-            sides[f"in {code.decode()}"] = languages == code
+            sides[f"in {code.decode()}"] = (languages == code) & known
     one_sided = [_Artefact(name, int((s[:, 0] & ~s[:, 1]).sum()), int((s[:, 1] & ~s[:, 0]).sum()), s[:, 0] != s[:, 1]) for name, s in sides.items()]
     return [a for a in one_sided if a.chosen_only + a.rejected_only >= fewest]
 
@@ -127,46 +131,59 @@ def _artefacts(table: Table, *, fewest: int) -> list[_Artefact]:
 _MOST_WORDS = 200
 
 
+class _Sameness(NamedTuple):
+    """A way in which many rejected sides are alike: what is said of it, and the rows that show it."""
+
+    said: str
+    rows: np.ndarray
+
+
 def rejection_types(table: Table, limits: AuditSettings) -> Finding:
     """Whether rejected sides are worse in one way only: by their `reason`, by how they open, by being the same text."""
+    found = [*_one_reason(table, limits), *_one_opening(table, limits), *_one_text(table, limits)]
     reasons = counts_of(table.category("reason"))
-    known = sum(reasons.values())
-    reason, times = next(iter(reasons.items()), ("", 0))
-    opening, opens, chosen_opens = _shared_opening(table)
-    texts, counts = np.unique(table.keys[:, REJECTED], return_counts=True)
-    same = int(counts.max(initial=0))
-    numbers = (
-        share_of("rejected sides with the commonest opening", opens, len(table)),
-        share_of("rejected sides that are one text", same, len(table)),
-    )
-    faults = []
-    if known and times / known >= limits.one_reason_warn and len(table) > 1:
-        faults.append(f"`{reason}` is the reason of {times / known:.0%}")
-    if opens / max(1, len(table)) >= limits.one_opening_warn and opens > 2 * chosen_opens and opens > 1:
-        faults.append(f'{opens / len(table):.0%} open with "{opening}" (of the chosen ones {chosen_opens / len(table):.0%})')
-    if same > 1 and same / len(table) >= limits.one_opening_warn:
-        faults.append(f"{same / len(table):.0%} are the same text")
-    shape = f"{len(reasons)} reasons, the commonest `{reason}` ({times / known:.0%})" if known else "No `reason` is given"
-    rows = np.flatnonzero(table.openings[:, 1] == opening) if len(faults) and opens > 2 * chosen_opens else np.empty(0, np.int64)
-    if same > 1 and same / len(table) >= limits.one_opening_warn:
-        rows = np.union1d(rows, np.flatnonzero(table.keys[:, REJECTED] == texts[counts.argmax()]))
     return Finding(
         "rejection-types",
         "Kinds of rejected sides",
-        Verdict.WARN if faults else Verdict.OK,
-        f"Rejected sides are worse in one way: {'; '.join(faults)}." if faults else f"{shape}; no opening or text stands out.",
+        Verdict.WARN if found else Verdict.OK,
+        f"Rejected sides are worse in one way: {'; '.join(sameness.said for sameness in found)}."
+        if found
+        else f"{f'{len(reasons)} reasons are given' if reasons else 'No `reason` is given'}; no reason, opening or text stands out.",
         mend="The model learns to avoid that one fault and nothing else. Add rejected sides with other faults, and name them in `reason`.",
-        numbers=numbers,
-        rows=rows,
-        plots=(Bars("Pairs by reason", tuple(reasons)[:12], tuple(map(float, reasons.values()))[:12]),) if known else (),
+        numbers=tuple(exact(f"pairs with reason {reason}", count, "pairs") for reason, count in list(reasons.items())[:MOST_FEATURES]),
+        rows=np.unique(np.concatenate([sameness.rows for sameness in found])) if found else np.empty(0, np.int64),
+        plots=(Bars("Pairs by reason", tuple(reasons)[:MOST_FEATURES], tuple(map(float, reasons.values()))[:MOST_FEATURES]),) if reasons else (),
     )
 
 
-def _shared_opening(table: Table) -> tuple[str, int, int]:
-    """(the three words with which most rejected sides open, how many do, how many chosen ones do)."""
-    openings = Counter(words for words in table.openings[:, 1].tolist() if words.count(" ") == 2)
-    opening, opens = openings.most_common(1)[0] if openings else ("", 0)
-    return opening, opens, int((table.openings[:, 0] == opening).sum()) if opening else 0
+def _one_reason(table: Table, limits: AuditSettings) -> Iterator[_Sameness]:
+    """One `reason`, where enough pairs give any."""
+    given = table.category("reason")
+    reasons = counts_of(given)
+    known = sum(reasons.values())
+    for reason, times in reasons.items():
+        if known >= _FEWEST and times / known >= limits.one_reason_warn:
+            yield _Sameness(f"`{reason}` is the reason of {times / known:.0%}", np.flatnonzero(given == reason))
+
+
+def _one_opening(table: Table, limits: AuditSettings) -> Iterator[_Sameness]:
+    """Three words with which many rejected sides open and few chosen ones do."""
+    openings = [Counter(words for words in side if words.count(" ") == 2) for side in table.openings.T.tolist()]
+    for words, times in openings[1].most_common(_MOST_OPENINGS):
+        if times > 1 and times / len(table) >= limits.one_opening_warn and times > 2 * openings[0][words]:
+            said = f'{times / len(table):.0%} open with "{words}" (of the chosen ones {openings[0][words] / len(table):.0%})'
+            yield _Sameness(said, np.flatnonzero(table.openings[:, 1] == words))
+
+
+def _one_text(table: Table, limits: AuditSettings) -> Iterator[_Sameness]:
+    """One and the same text."""
+    texts, counts = np.unique(table.keys[:, REJECTED], return_counts=True)
+    for i in np.argsort(-counts, kind="stable")[:_MOST_OPENINGS]:
+        if counts[i] > 1 and counts[i] / len(table) >= limits.one_opening_warn:
+            yield _Sameness(f"{counts[i] / len(table):.0%} are one text", np.flatnonzero(table.keys[:, REJECTED] == texts[i]))
+
+
+_MOST_OPENINGS = 5
 
 
 def refusals(table: Table, limits: AuditSettings) -> Finding:

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from likelier.audit.findings import Bars, Finding, Number, Verdict, exact, graded, share_of
+from likelier.audit.findings import Bars, Finding, Number, Verdict, any_of, exact, graded, share_of
 from likelier.audit.surface import MARKS
 from likelier.audit.table import CHOSEN, PROMPT, REJECTED, Table
-from likelier.metrics import length_summary, wilson
+from likelier.metrics import Interval, clustered_share, length_summary, wilson
 from likelier.thresholds import AuditSettings
 
 LENGTH_BINS = (-np.inf, -500, -200, -100, -50, -20, 0, 20, 50, 100, 200, 500, np.inf)
@@ -18,22 +18,24 @@ def length_bias(table: Table, limits: AuditSettings) -> Finding:
     """How often the longer side wins, over all pairs and by how much longer it is."""
     difference = table.longer
     unequal = difference != 0
-    wins = wilson(int((difference > 0).sum()), int(unequal.sum()))
-    away = min(abs(wins.low - 0.5), abs(wins.high - 0.5)) if wins.excludes(0.5) else 0.0
-    verdict = graded(away, (limits.length_bias_note, Verdict.NOTE), (limits.length_bias_warn, Verdict.WARN))
+    wins = clustered_share(difference[unequal] > 0, table.keys[unequal, PROMPT])
+    bins, by_bin = _wins_by_difference(np.abs(difference[unequal]), difference[unequal] > 0)
+    verdict = max(
+        graded(_distance_from_half(wins), (limits.length_bias_note, Verdict.NOTE), (limits.length_bias_warn, Verdict.WARN)),
+        graded(max(map(_distance_from_half, by_bin), default=0.0), (limits.length_bias_note, Verdict.NOTE)),
+    )
     direction = "longer" if wins.value > 0.5 else "shorter"
     share = max(wins.value, 1 - wins.value)
-    summary = (
-        f"The {direction} side wins {share:.1%} of the {unequal.sum():,} pairs whose sides differ in length."
-        if verdict > Verdict.OK
-        else f"Length says little: the longer side wins {wins.value:.1%}."
-    )
+    summary = f"The {direction} side wins {share:.1%} of the {unequal.sum():,} pairs whose sides differ in length."
+    if verdict > Verdict.OK and by_bin:
+        telling = max(range(len(by_bin)), key=lambda i: _distance_from_half(by_bin[i]))
+        summary += f" Where one is {bins.labels[telling]} characters longer, the longer side wins {by_bin[telling].value:.0%}."
     chosen, rejected = (length_summary(table.characters[:, side]) for side in (CHOSEN, REJECTED))
     return Finding(
         "length-bias",
         "Length bias",
         verdict,
-        summary,
+        summary if unequal.any() else "All sides are of equal length.",
         mend=f"If {direction} is not what you want to teach: `likelier fix --do balance-length`, a length-aware objective, or pairs of like length.",
         numbers=(
             Number("longer side wins", wins, "share"),
@@ -41,23 +43,34 @@ def length_bias(table: Table, limits: AuditSettings) -> Finding:
             exact("mean length of rejected", rejected["mean"], "characters"),
             exact("median difference, chosen − rejected", float(np.median(difference)), "characters"),
         ),
-        plots=(_wins_by_difference(np.abs(difference[unequal]), difference[unequal] > 0), _differences(difference)),
+        plots=(bins, _differences(difference)),
     )
 
 
-def _wins_by_difference(distance: np.ndarray, longer_won: np.ndarray) -> Bars:
+def _distance_from_half(share: Interval) -> float:
+    """How far the nearer end of the interval is from one half; 0 where it holds one half."""
+    return min(abs(share.low - 0.5), abs(share.high - 0.5)) if share.excludes(0.5) else 0.0
+
+
+def bin_of(difference: np.ndarray) -> np.ndarray:
+    """(N,) the bin of each |Δlength| above 0: the upper edge belongs to it."""
+    return np.asarray(np.digitize(np.abs(difference), [edge for edge in LENGTH_BINS if 0 < edge < np.inf], right=True))
+
+
+def _wins_by_difference(distance: np.ndarray, longer_won: np.ndarray) -> tuple[Bars, list[Interval]]:
     edges = [edge for edge in LENGTH_BINS if edge >= 0]
-    bins = np.digitize(distance, edges[1:-1])
-    rates = [wilson(int(longer_won[bins == i].sum()), int((bins == i).sum())) for i in range(len(edges) - 1)]
-    kept = [i for i in range(len(rates)) if (bins == i).any()]
-    return Bars(
+    bins = bin_of(distance)
+    kept = np.unique(bins).tolist()
+    rates = [wilson(int(longer_won[bins == i].sum()), int((bins == i).sum())) for i in kept]
+    bars = Bars(
         "How often the longer side wins, by how many characters it is longer",
         tuple(f"over {edges[i]:.0f}" if np.isinf(edges[i + 1]) else f"{edges[i] + 1:.0f}–{edges[i + 1]:.0f}" for i in kept),
-        tuple(rates[i].value for i in kept),
-        tuple(rates[i].low for i in kept),
-        tuple(rates[i].high for i in kept),
+        tuple(rate.value for rate in rates),
+        tuple(rate.low for rate in rates),
+        tuple(rate.high for rate in rates),
         level=0.5,
     )
+    return bars, rates
 
 
 def _differences(difference: np.ndarray) -> Bars:
@@ -80,7 +93,7 @@ def length_ratio(table: Table, limits: AuditSettings) -> Finding:
     return Finding(
         "length-ratio",
         f"One side over {limits.length_ratio:g} times as long",
-        graded(share.value.value, (1 / max(1, len(table)), Verdict.NOTE), (limits.length_ratio_warn, Verdict.WARN)),
+        max(any_of(len(rows)), graded(share.value.value, (limits.length_ratio_warn, Verdict.WARN))),
         f"{len(rows):,} pairs ({share.value.value:.1%}); the shorter side is chosen in {shorter_won:,} of them.",
         mend="`likelier fix --do drop-over-ratio`, or rewrite the side that is out of proportion.",
         numbers=(share,),
@@ -95,19 +108,20 @@ def near_identical(table: Table, limits: AuditSettings) -> Finding:
     return Finding(
         "near-identical-sides",
         "Near-identical sides",
-        graded(share.value.value, (1 / max(1, len(table)), Verdict.NOTE), (limits.near_identical_warn, Verdict.WARN)),
+        max(any_of(len(rows)), graded(share.value.value, (limits.near_identical_warn, Verdict.WARN))),
         f"{len(rows):,} pairs ({share.value.value:.1%}) have sides of which at most {1 - limits.near_identical:.0%} differs.",
-        mend="`likelier fix --do drop-near-identical`, or train with DPOP, which keeps the chosen side's log-probability up.",
+        mend="`likelier fix --do drop-near-identical`, or write rejected sides that differ in more than a word.",
         numbers=(share,),
         rows=rows,
     )
 
 
 def cut_off(table: Table, limits: AuditSettings) -> Finding:
-    """Sides that end in the middle, and whether one side does so more often."""
-    ends_open = table.shows(list(MARKS).index("ends in the middle"))
+    """Sides that end in the middle while the other one does not, and whether one side does so more often."""
+    closed = ~table.shows(list(MARKS).index("ends without a mark"))
+    ends_open = table.shows(list(MARKS).index("ends in the middle")) & closed[:, ::-1]
     chosen, rejected = (share_of(f"{side} sides that end in the middle", int(ends_open[:, i].sum()), len(table)) for i, side in enumerate(_REPLIES))
-    only = ends_open.sum(0) - ends_open.all(1).sum()
+    only = ends_open.sum(0)
     odds = (max(only) + 0.5) / (min(only) + 0.5)
     share = max(chosen.value.value, rejected.value.value)
     one_sided = share >= limits.cut_off_note and odds >= limits.cut_off_odds and wilson(int(max(only)), int(only.sum())).low > 0.5
@@ -131,19 +145,17 @@ def over_long(table: Table, limits: AuditSettings) -> Finding:
         return Finding(
             "over-long", "Pairs beyond the length limit", Verdict.SKIPPED, "Asked only with --model, whose tokenizer and template count the tokens."
         )
-    too_long = (table.tokens[:, [PROMPT]] + table.tokens[:, 1:]) > limits.length_limit
+    too_long = (table.tokens[:, [PROMPT]] + table.tokens[:, 1:]) > table.max_length
     rows = np.flatnonzero(too_long.any(1))
     pairs = share_of("pairs dropped", len(rows), len(table))
     sides = [share_of(f"{name} sides too long", int(too_long[:, i].sum()), len(table)) for i, name in enumerate(_REPLIES)]
     lengths = length_summary(table.tokens[:, PROMPT] + table.tokens[:, 1:].max(1))
     return Finding(
         "over-long",
-        f"Pairs beyond {limits.length_limit:,} tokens",
-        graded(
-            pairs.value.value,
-            (1 / max(1, len(table)), Verdict.NOTE),
-            (limits.over_long_warn, Verdict.WARN),
-            (limits.over_long_fatal, Verdict.FATAL),
+        f"Pairs beyond {table.max_length:,} tokens",
+        max(
+            any_of(len(rows)),
+            graded(pairs.value.value, (limits.over_long_warn, Verdict.WARN), (limits.over_long_fatal, Verdict.FATAL)),
         ),
         f"{len(rows):,} pairs ({pairs.value.value:.1%}) do not fit and would be dropped: "
         + ", ".join(f"{side.value.value:.1%} by the {name} side" for side, name in zip(sides, _REPLIES, strict=True))

@@ -13,6 +13,9 @@ REPLIES = ("response", "completion", "output", "reply", "answer")
 THUMBS = ("feedback", "thumbs", "thumb", "rating", "vote", "reaction", "label")
 """Fields in which logs keep what somebody thought of it."""
 
+SCALES = ("rating",)
+"""Of these, fields in which a number may be stars: 1 is then the worst."""
+
 UP = ("up", "thumbs_up", "thumbsup", "thumbs up", "👍", "1", "+1", "true", "yes", "good", "positive", "like", "liked", "upvote")
 DOWN = ("down", "thumbs_down", "thumbsdown", "thumbs down", "👎", "-1", "false", "no", "bad", "negative", "dislike", "disliked", "downvote")
 
@@ -65,8 +68,9 @@ def _thumb(value: Any, field: str) -> tuple[bool, Fields]:
         value = value[said]
     if value is None or value == "" or value == "none":
         raise DataError(f"`{field}` is empty: nobody judged this reply. Drop the row.", kind="unlabelled")
-    word = str(value).strip().lower() if isinstance(value, str | bool) or value in (1, -1) else ""
-    word = word.removesuffix(".0")
+    word = str(value).strip().lower().removesuffix(".0") if isinstance(value, str | bool) or value in (1, -1) else ""
+    if field in SCALES and word in ("1", "+1"):
+        raise DataError(f"`{field}` is 1, which is a thumb up or the worst of five stars. Write up or down, or rename the field to `thumbs`.")
     if word in UP or word in DOWN:
         return word in UP, details
     raise DataError(f"`{field}` is {shown(value)}, which is neither up nor down. Write up or down, 1 or -1, true or false.")
