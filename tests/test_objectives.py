@@ -8,6 +8,7 @@ import pkgutil
 import re
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,9 +299,9 @@ def test_constant_factors_have_no_gradient():
 
     logps = made()
     weight_B = torch.exp(logps.chosen.policy_B / torch.tensor(CHOSEN) + logps.rejected.policy_B / torch.tensor(REJECTED))
-    assert gradient(wpo, 1.0).allclose(gradient(dpo, weight_B), rtol=1e-12)
+    assert gradient(lambda x: wpo(x, beta=0.3), 1.0).allclose(gradient(lambda x: dpo(x, beta=0.3), weight_B), rtol=1e-12, atol=0)
     dynamic = 0.2 * (1 + 0.6 * float((0.2 * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B)).mean()))
-    assert gradient(lambda x: beta_dpo(x, beta=0.2), 1.0).allclose(gradient(lambda x: dpo(x, beta=dynamic), 1.0), rtol=1e-12)
+    assert gradient(lambda x: beta_dpo(x, beta=0.2), 1.0).allclose(gradient(lambda x: dpo(x, beta=dynamic), 1.0), rtol=1e-12, atol=0)
     assert dynamic != pytest.approx(0.2, rel=1e-3)
 
 
@@ -445,6 +446,14 @@ def test_a_hyperparameter_that_the_objective_does_not_have_is_refused_with_a_sug
         make_objective("dpo", target_margin=1.0)
 
 
+def test_robust_dpo_over_flipped_labels_is_dpo_over_true_ones():
+    """Chowdhury et al.: the estimate has no bias."""
+    logps = made()
+    robust = make_objective("robust-dpo", beta=0.3, label_smoothing=0.2).losses
+    mean = 0.8 * robust(logps) + 0.2 * robust(Logps(logps.rejected, logps.chosen))
+    assert mean.tolist() == pytest.approx(dpo(logps, beta=0.3).tolist(), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_only_rows_that_say_so_mix_pairs(name):
     """Pitfall 8: a pair's loss is the same in any company, but for the rows that say otherwise."""
@@ -561,3 +570,20 @@ def test_a_value_out_of_range_is_refused(name, setting, value):
 def test_sft_takes_no_hyperparameter():
     with pytest.raises(RecipeError, match=r"objective.beta: `sft` does not take it. It takes none."):
         make_objective("sft", beta=0.1)
+
+
+DOC = Path(__file__).parent.parent / "docs" / "objectives.md"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_objective_has_an_entry_in_the_docs(name):
+    """With its formula, source, use, TRL's name, agreement and each default as the code has it."""
+    entry = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert entry, f"docs/objectives.md has no entry `### {name}`"
+    for part in ("    L = ", "- **Source.**", "- **Use.**", "- **Defaults.**", "- **TRL.**", "- **Agreement.**"):
+        assert part in entry[1], part
+    for setting, default in defaults_of(TABLE[name].losses).items():
+        assert (
+            f"`{setting}` {str(default).lower() if isinstance(default, bool) else default:{'' if isinstance(default, str | bool) else 'g'}}"
+            in entry[1]
+        ), setting

@@ -160,14 +160,14 @@ def f_score(side: Responses, divergence: Divergence, alpha: float) -> Tensor:
     return -torch.expm1((-alpha * log_ratio_B).clamp(max=MOST_EXPONENT)) / alpha
 
 
-def wpo(logps: Logps, *, beta: Positive = 0.1) -> Tensor:
+def wpo(logps: Logps, *, beta: Positive = 0.01) -> Tensor:
     """DPO weighted by how likely the policy is to write both responses (Zhou et al. 2024, eq. 2), without the paper's alignment of weights.
 
         L = −w(y_w)·w(y_l)·log σ(βh),    w(y) = exp(log π(y)/|y|), held constant
 
     >>> from likelier.objectives import two_pairs
     >>> wpo(two_pairs())
-    tensor([0.0102, 0.0345])
+    tensor([0.0124, 0.0345])
     """
     weight_B = torch.exp(logps.chosen.policy_mean_B + logps.rejected.policy_mean_B).detach()
     return weight_B * dpo(logps, beta=beta)
