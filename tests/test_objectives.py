@@ -32,6 +32,7 @@ from likelier.objectives import (
     wpo,
 )
 from likelier.objectives.reference_free import log1mexp
+from likelier.recipe import ObjectiveSettings
 
 CHOSEN, REJECTED = [3, 1, 7, 2, 5], [1, 4, 2, 11, 5]
 """Response lengths of five pairs: ragged, down to one token."""
@@ -567,12 +568,27 @@ def test_a_value_out_of_range_is_refused(name, setting, value):
         make_objective(name, **{setting: value})
 
 
+def test_the_recipe_lists_every_objective():
+    listed = ObjectiveSettings.model_fields["name"].description
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", listed.partition(":")[2])) == TABLE.keys()
+
+
 def test_sft_takes_no_hyperparameter():
     with pytest.raises(RecipeError, match=r"objective.beta: `sft` does not take it. It takes none."):
         make_objective("sft", beta=0.1)
 
 
 DOC = Path(__file__).parent.parent / "docs" / "objectives.md"
+
+
+def test_the_docs_say_which_objective_takes_which_setting():
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOC.read_text().partition("## Settings")[2].partition("\n## ")[0], flags=re.MULTILINE)
+    said = {setting: "all but sft" if takers == "all but sft" else set(re.split(r"[,;] ", takers)) for setting, takers in rows}
+    takes = {
+        setting: {name for name in TABLE if setting in TABLE[name].hyperparameters} for setting in ObjectiveSettings.model_fields if setting != "name"
+    }
+    assert TABLE.keys() - takes["beta"] == {"sft"}
+    assert said == takes | {"beta": "all but sft"}
 
 
 @pytest.mark.parametrize("name", TABLE)

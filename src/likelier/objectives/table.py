@@ -113,13 +113,13 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
     if name not in TABLE:
         raise RecipeError(f"objective.name: there is no objective `{name}`.{did_you_mean(name, TABLE)} Known: {', '.join(TABLE)}.")
     row = TABLE[name]
-    known = inspect.signature(row.losses).parameters
+    known, checked = inspect.signature(row.losses).parameters, {}
     for given, value in hyperparameters.items():
         if given not in row.hyperparameters:
             takes = f"It takes: {', '.join(row.hyperparameters)}." if row.hyperparameters else "It takes none."
             raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, row.hyperparameters)} {takes}")
         try:
-            TypeAdapter(known[given].annotation).validate_python(value)
+            checked[given] = TypeAdapter(known[given].annotation).validate_python(value)
         except ValidationError as fault:
             raise RecipeError(f"objective.{given}: `{name}`: {fault.errors()[0]['msg']} (given: {value!r}).") from None
-    return replace(row, losses=partial(row.losses, **hyperparameters))
+    return replace(row, losses=partial(row.losses, **checked))
