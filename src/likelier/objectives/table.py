@@ -60,7 +60,7 @@ def _log_odds(logps: Logps, **_: Any) -> Rewards:
 
 @dataclass(frozen=True)
 class Objective:
-    """A row of TABLE, and with `bound` hyperparameters an objective ready for use."""
+    """A row of TABLE; from `make_objective`, with its hyperparameters set, an objective ready for use."""
 
     losses: Callable[..., Tensor]
     reward: Callable[..., Rewards]  # of Logps and the hyperparameters
