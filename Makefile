@@ -25,7 +25,7 @@ check: .venv/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_docs.py
-	$(BIN)/python -m pytest -q --doctest-modules src/likelier/objectives.py src/likelier/logprobs/plain.py
+	$(BIN)/python -m pytest -q --doctest-modules src/likelier/objectives src/likelier/logprobs/plain.py
 
 bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/vs_trl.py --pairs 24 --steps 3

@@ -13,7 +13,19 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from likelier.errors import RecipeError, did_you_mean
-from likelier.section import Count, CountOrZero, Fraction, Positive, Section
+from likelier.section import (
+    BelowHalf,
+    BetweenZeroAndOne,
+    Count,
+    CountOrZero,
+    Divergence,
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveFraction,
+    Section,
+)
 from likelier.thresholds import AuditSettings
 
 
@@ -43,15 +55,34 @@ class ObjectiveSettings(Section):
     """Which loss, and its hyperparameters; None takes the objective's own default. A setting that the objective does not have is refused."""
 
     name: str = "dpo"
-    """dpo, ipo, simpo, length-normalised-dpo."""
+    """One of docs/objectives.md: dpo, robust-dpo, length-normalised-dpo, r-dpo, ld-dpo, dpop, rpo, f-dpo, wpo, beta-dpo, ipo, hinge, exo, discopop,
+    nca, sppo, apo-zero, apo-down, aot, aot-pair, simpo, orpo, cpo, sft."""
     beta: Positive | None = None
-    """Strength of the tie to the reference (dpo: 0.1)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
-    """Assumed share of flipped labels (conservative DPO)."""
-    target_margin: Annotated[float, Field(ge=0)] | None = None
+    """Strength of the tie to the reference, or scale of the reward (dpo: 0.1)."""
+    label_smoothing: BelowHalf | None = None
+    """Assumed share of flipped labels (dpo: 0, which is plain DPO; robust-dpo: 0.1; exo: 0.001)."""
+    target_margin: NotNegative | None = None
     """SimPO's γ itself, in units of the reward (not the ratio γ/β)."""
     per_token: bool | None = None
     """IPO: divide each side's log-ratio by its token count before comparing."""
+    length_penalty: NotNegative | None = None
+    """R-DPO's α: what a token of a longer chosen response counts towards the margin."""
+    tail_weight: Fraction | None = None
+    """LD-DPO's α: what tokens beyond the shorter response's length count."""
+    chosen_penalty: NotNegative | None = None
+    """DPOP's λ: price of each nat that the chosen response falls below its reference."""
+    sft_weight: NotNegative | None = None
+    """rpo, cpo: weight of the supervised term."""
+    divergence: Divergence | None = None
+    """f-dpo: reverse-kl (DPO), forward-kl, js or alpha."""
+    divergence_alpha: BetweenZeroAndOne | None = None
+    """f-dpo with `divergence: alpha`: from reverse KL (0) to forward KL (1)."""
+    temperature: PositiveFraction | None = None
+    """DiscoPOP's τ: how sharply it goes from the logistic to the exponential loss."""
+    sensitivity: NotNegative | None = None
+    """β-DPO's α: how far β follows the step's mean margin."""
+    threshold: Finite | None = None
+    """β-DPO's M₀: the mean margin at which β is what `beta` says."""
 
     def given(self) -> dict[str, Any]:
         """The hyperparameters that were set."""

@@ -1,13 +1,20 @@
-"""What every section of a recipe is made of: strict pydantic models, and the number types that they share."""
+"""What every section of a recipe is made of: strict pydantic models, and the types that they share with what they configure."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+BelowHalf = Annotated[float, Field(ge=0, lt=0.5)]
+BetweenZeroAndHalf = Annotated[float, Field(gt=0, lt=0.5)]
+BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
 
 
 class Section(BaseModel):

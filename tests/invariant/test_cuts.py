@@ -6,12 +6,13 @@ import random
 import pytest
 import torch
 
+from likelier.errors import RecipeError
 from likelier.examples import PreferenceExample
 from likelier.logprobs.pairs import cut_pairs, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
-from likelier.objectives import make_objective
+from likelier.objectives import TABLE, make_objective
 from likelier.recipe import TrainSettings
 from likelier.rundir import RunDir
 from likelier.train.loop import fit
@@ -56,8 +57,12 @@ def one_step(model, examples, tokens_per_batch, engine, objective, folder):
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)]), row
 
 
+BOUNDS = {"discopop": 5e-6, "f-dpo": 5e-6}
+"""Where not 1e-6: these bend within a nat of the log-ratio, and see the rounding of its sums whole; the others see a tenth of it."""
+
+
 @pytest.mark.parametrize("engine", ["nodes", "plain"])
-@pytest.mark.parametrize("name", ["dpo", "simpo"])
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.couples_pairs])
 def test_any_cut_gives_the_same_gradient(chat_model, examples, tmp_path, engine, name):
     objective = make_objective(name)
     sizes = {batches: [len(batch) for batch in cut_pairs(examples, budget_for(examples, batches))] for batches in (1, 2, 3, PAIRS)}
@@ -68,6 +73,39 @@ def test_any_cut_gives_the_same_gradient(chat_model, examples, tmp_path, engine,
     whole, logged = one_step(chat_model, examples, budget_for(examples, 1), engine, objective, tmp_path)
     for batches in (2, 3, PAIRS):
         gradient, row = one_step(chat_model, examples, budget_for(examples, batches), engine, objective, tmp_path)
-        assert float((gradient - whole).norm() / whole.norm()) < 1e-6, batches
+        assert float((gradient - whole).norm() / whole.norm()) < BOUNDS.get(name, 1e-6), batches
         for column in ("loss", "margin", "chosen_logp", "rejected_logp", "grad_norm"):
             assert row[column] == pytest.approx(logged[column], rel=1e-5, abs=1e-6), (batches, column)
+
+
+COUPLED = [name for name, row in TABLE.items() if row.couples_pairs]
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_step_whose_losses_depend_on_each_other_is_not_cut(chat_model, examples, tmp_path, name):
+    objective = make_objective(name)
+    gradient, _ = one_step(chat_model, examples, budget_for(examples, 1), "nodes", objective, tmp_path)
+    assert gradient.norm() > 0
+    with pytest.raises(RecipeError, match=r"must be one batch, and 8 pairs .* are 2 batches"):
+        one_step(chat_model, examples, budget_for(examples, 2), "nodes", objective, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dpo", *COUPLED])
+def test_an_evaluation_may_be_cut(chat_model, examples, tmp_path, name):
+    """Held-out pairs are scored in batches and compared all together."""
+    rows = []
+    for batches in (1, 3):
+        policy = Scorer(copy.deepcopy(chat_model), engine="nodes", precision="fp32")
+        reference = ReferenceStore(tmp_path / "reference", "tiny")
+        fill(reference, policy, sequences_of(examples), tokens_per_batch=4096)
+        trained = examples[:1]  # one pair is one batch under any budget
+        settings = TrainSettings(
+            method="full", pairs_per_step=1, epochs=2, tokens_per_batch=budget_for(examples, batches), precision="fp32", learning_rate=1e-3, warmup=0
+        )
+        run = RunDir(tmp_path / f"{name}-{batches}")
+        run.checkpoints.mkdir(parents=True)
+        fit(policy, reference, trained, examples, make_objective(name), settings, run, Progress())
+        rows.append(run.read_metrics("eval")[-1])
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
+    assert rows[0]["margin"] == pytest.approx(rows[1]["margin"], rel=1e-4)
+    assert rows[0]["loss"] != pytest.approx(0.6931, abs=1e-4)

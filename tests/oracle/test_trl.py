@@ -17,7 +17,7 @@ from likelier.logprobs.pairs import score_pairs, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
-from likelier.objectives import make_objective
+from likelier.objectives import TABLE, make_objective
 from likelier.recipe import TrainSettings
 from likelier.records import Message, Pair
 from likelier.rundir import RunDir
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 from datasets import Dataset  # noqa: E402
 from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 
 STEPS, PAIRS_PER_STEP, RATE = 10, 4, 1e-3
@@ -96,10 +97,14 @@ def reference(chat_model, examples, tmp_path):
 @pytest.fixture
 def moved(chat_model):
     """A policy some way from its reference, so that losses differ from pair to pair."""
-    policy = copy.deepcopy(chat_model)
+    return shifted(chat_model, 0.02)
+
+
+def shifted(model, distance):
+    policy = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(5)
     for parameter in policy.parameters():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += distance * torch.randn(parameter.shape, generator=generator)
     return policy
 
 
@@ -158,8 +163,27 @@ LOSSES = [
     ("dpo", {"beta": 0.1}, {"loss_type": "sigmoid", "beta": 0.1}),
     # TRL 1.16 has no label smoothing in `sigmoid`. Its `aot` has, and sorts over the batch: on one pair it is conservative DPO.
     ("dpo", {"beta": 0.1, "label_smoothing": 0.2}, {"loss_type": "aot", "beta": 0.1, "label_smoothing": 0.2}),
-    ("ipo", {"beta": 0.3, "per_token": True}, {"loss_type": "ipo", "beta": 0.3}),
+    ("robust-dpo", {"beta": 0.1, "label_smoothing": 0.2}, {"loss_type": "robust", "beta": 0.1, "label_smoothing": 0.2}),
     ("length-normalised-dpo", {"beta": 2.0}, {"loss_type": "sigmoid_norm", "beta": 2.0}),
+    ("ld-dpo", {"beta": 0.1, "tail_weight": 0.3}, {"loss_type": "sigmoid", "beta": 0.1, "ld_alpha": 0.3}),
+    ("rpo", {"beta": 0.1, "sft_weight": 0.3}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3], "beta": 0.1}),
+    ("f-dpo", {"beta": 0.3, "divergence": "js"}, {"beta": 0.3, "f_divergence_type": "js_divergence"}),
+    ("f-dpo", {"beta": 0.3, "divergence": "forward-kl"}, {"beta": 0.3, "f_divergence_type": "forward_kl"}),
+    # What TRL calls α is 1 − α of the paper, which has f′(u) = (1 − u^−α)/α.
+    (
+        "f-dpo",
+        {"beta": 0.3, "divergence": "alpha", "divergence_alpha": 0.2},
+        {"beta": 0.3, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.8},
+    ),
+    ("ipo", {"beta": 0.3, "per_token": True}, {"loss_type": "ipo", "beta": 0.3}),
+    ("hinge", {"beta": 0.1}, {"loss_type": "hinge", "beta": 0.1}),
+    ("exo", {"beta": 0.1, "label_smoothing": 0.01}, {"loss_type": "exo_pair", "beta": 0.1, "label_smoothing": 0.01}),
+    ("discopop", {"beta": 0.05, "temperature": 0.3}, {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.3}),
+    ("nca", {"beta": 0.5}, {"loss_type": "nca_pair", "beta": 0.5}),
+    ("sppo", {"beta": 0.1}, {"loss_type": "sppo_hard", "beta": 0.1}),
+    ("apo-zero", {"beta": 0.5}, {"loss_type": "apo_zero", "beta": 0.5}),
+    ("apo-down", {"beta": 0.5}, {"loss_type": "apo_down", "beta": 0.5}),
+    ("sft", {}, {"loss_type": "sft"}),
 ]
 
 
@@ -168,42 +192,129 @@ def short(examples):
     return sorted(examples, key=lambda example: len(example.chosen_ids) + len(example.rejected_ids))[:8]
 
 
-@pytest.mark.parametrize("name, ours, theirs", LOSSES, ids=["dpo", "conservative dpo", "ipo", "length-normalised dpo"])
-def test_losses_and_gradients(examples, reference, moved, trl_trainer, furthest, name, ours, theirs):
-    """Pair by pair through TRL's own collator and loss: losses within 1e-5, gradients of their mean within 1e-4."""
+@pytest.fixture
+def agree(moved, reference, furthest, agreement):
+    """agree(name, settings, examples, wanted, model): losses of `examples` within 1e-5 of `wanted`, and the gradients of their mean within 1e-4 of
+    those of `wanted` in `model`. `wanted`: a loss for each pair, or one for all."""
+
+    def check(name, settings, examples, wanted, model, policy=moved):
+        (sum(wanted) / len(wanted)).backward()
+        wanted = torch.stack([loss.detach() for loss in wanted]).double()
+        objective = make_objective(name, **settings)
+        losses_B, gradients = losses_and_gradients(policy, reference if objective.needs_reference else None, examples, objective)
+        found = torch.tensor(losses_B).double() if len(wanted) == len(examples) else torch.tensor(losses_B).double().mean()[None]
+        loss_error, gradient_error = float(((found - wanted).abs() / wanted.abs()).max()), furthest(gradients, gradients_of(model))
+        agreement(name, settings, loss_error, gradient_error)
+        assert max(losses_B) > 1.1 * min(losses_B)
+        assert loss_error < 1e-5
+        assert gradient_error < 1e-4
+
+    return check
+
+
+@pytest.mark.parametrize("name, ours, theirs", LOSSES, ids=[f"{name} {number}" for number, (name, *_) in enumerate(LOSSES)])
+def test_losses_and_gradients(examples, moved, trl_trainer, agree, name, ours, theirs):
+    """Pair by pair through TRL's own collator and loss."""
     batch = short(examples)
     trainer = trl_trainer(batch, policy=copy.deepcopy(moved), **theirs)
-    wanted = [trainer.compute_loss(trainer.model, trainer.data_collator([row])) for row in rows_of(batch)]
-    (sum(wanted) / len(batch)).backward()
-
-    losses_B, gradients = losses_and_gradients(moved, reference, batch, make_objective(name, **ours))
-    assert losses_B == pytest.approx([loss.item() for loss in wanted], rel=1e-5)
-    assert max(losses_B) > 1.1 * min(losses_B)
-    assert furthest(gradients, gradients_of(trainer.model)) < 1e-4
+    agree(name, ours, batch, [trainer.compute_loss(trainer.model, trainer.data_collator([row])) for row in rows_of(batch)], trainer.model)
 
 
-def test_simpo(examples, moved, chat_tokenizer, tmp_path, furthest):
+@pytest.mark.parametrize("name, theirs", [("aot", "aot_unpaired"), ("aot-pair", "aot")])
+def test_losses_that_sort_a_batch(examples, chat_model, reference, trl_trainer, agree, name, theirs):
+    """All pairs at once. In TRL what is sorted together is what stands together on one device: its loss changes with the microbatch."""
+    batch = sorted(examples, key=lambda example: abs(len(example.chosen_ids) - len(example.rejected_ids)))[:8]
+    further = shifted(chat_model, 0.2)  # so far that pairs of like length change places
+    trainer = trl_trainer(batch, policy=copy.deepcopy(further), loss_type=theirs, beta=0.1)
+    agree(name, {"beta": 0.1}, batch, [trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(batch)))], trainer.model, further)
+    one_by_one = [trainer.compute_loss(trainer.model, trainer.data_collator([row])).item() for row in rows_of(batch)]
+    whole = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(batch))).item()
+    assert sum(one_by_one) / len(batch) != pytest.approx(whole, rel=1e-3)
+
+
+@pytest.fixture
+def cpo_trainer(moved, chat_tokenizer, tmp_path):
+    """cpo_trainer(**settings): CPOTrainer over a moved policy; with `kind`, another trainer that is built like it."""
+
+    def make(kind=(CPOTrainer, CPOConfig), **settings):
+        trainer, config = kind
+        args = config(str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", **settings)
+        text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+        return trainer(copy.deepcopy(moved), args, train_dataset=text, processing_class=chat_tokenizer)
+
+    return make
+
+
+def test_simpo(examples, cpo_trainer, agree):
     """TRL's `simpo_gamma` is γ itself, as `target_margin` is: its loss divides it by β and multiplies it back."""
     batch = short(examples)
-    args = CPOConfig(
-        str(tmp_path),
-        loss_type="simpo",
-        beta=2.5,
-        simpo_gamma=0.7,
-        cpo_alpha=0.0,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-    )
-    text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    trainer = CPOTrainer(copy.deepcopy(moved), args, train_dataset=text, processing_class=chat_tokenizer)
+    trainer = cpo_trainer(loss_type="simpo", beta=2.5, simpo_gamma=0.7, cpo_alpha=0.0)
     wanted = [trainer.compute_loss(trainer.model, trainer.data_collator([cpo_row(example)])) for example in batch]
-    (sum(wanted) / len(batch)).backward()
+    agree("simpo", {"beta": 2.5, "target_margin": 0.7}, batch, wanted, trainer.model)
 
-    losses_B, gradients = losses_and_gradients(moved, None, batch, make_objective("simpo", beta=2.5, target_margin=0.7))
-    assert losses_B == pytest.approx([loss.item() for loss in wanted], rel=1e-5)
-    assert furthest(gradients, gradients_of(trainer.model)) < 1e-4
+
+def test_cpo(examples, cpo_trainer, agree):
+    batch = short(examples)
+    trainer = cpo_trainer(loss_type="sigmoid", beta=0.1, cpo_alpha=0.6)
+    wanted = [trainer.compute_loss(trainer.model, trainer.data_collator([cpo_row(example)])) for example in batch]
+    agree("cpo", {"beta": 0.1, "sft_weight": 0.6}, batch, wanted, trainer.model)
+
+
+def test_orpo(examples, cpo_trainer, agree):
+    """TRL trains on the prompt's tokens, too. With a prompt of one token, which nothing predicts, that is the paper's loss."""
+    batch = [replace(example, prompt_ids=example.prompt_ids[:1]) for example in short(examples)]
+    trainer = cpo_trainer((ORPOTrainer, ORPOConfig), beta=0.4)
+    wanted = [trainer.compute_loss(trainer.model, trainer.data_collator([cpo_row(example)])) for example in batch]
+    agree("orpo", {"beta": 0.4}, batch, wanted, trainer.model)
+
+
+def test_orpo_of_trl_trains_on_prompts(examples, moved, cpo_trainer):
+    """The difference is its supervised term: the mean over prompt and response, where the paper and we have the response's."""
+    [example] = short(examples)[:1]
+    trainer = cpo_trainer((ORPOTrainer, ORPOConfig), beta=0.4)
+    theirs = trainer.compute_loss(trainer.model, trainer.data_collator([cpo_row(example)])).item()
+    [ours], _ = losses_and_gradients(moved, None, [example], make_objective("orpo", beta=0.4))
+    ids, n = torch.tensor([example.prompt_ids + example.chosen_ids]), len(example.chosen_ids)
+    logps = moved(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    assert theirs - ours == pytest.approx(float(logps[-n:].mean() - logps.mean()), rel=1e-4)
+    assert abs(theirs - ours) > 1e-2
+
+
+def test_sft_of_trl_counts_tokens_where_we_count_pairs(examples, moved, trl_trainer):
+    """TRL's supervised term is the mean over the tokens of a microbatch: long responses weigh more, and each microbatch has another divisor."""
+    batch = examples[:8]
+    trainer = trl_trainer(batch, policy=copy.deepcopy(moved), loss_type="sft")
+    theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(batch))).item()
+    losses_B, _ = losses_and_gradients(moved, None, batch, make_objective("sft"))
+    lengths = [len(example.chosen_ids) for example in batch]
+    assert theirs == pytest.approx(sum(loss * n for loss, n in zip(losses_B, lengths, strict=True)) / sum(lengths), rel=1e-5)
+    assert theirs != pytest.approx(sum(losses_B) / len(losses_B), rel=5e-4)
+
+
+def test_wpo_of_trl_aligns_its_weights(examples, moved, reference, trl_trainer):
+    """Its weight is ours over the geometric mean of Σ_v π(v)² on each side, which is the paper's "sampled alignment"."""
+    batch = short(examples)
+    trainer = trl_trainer(batch, policy=copy.deepcopy(moved), loss_type="sigmoid", beta=0.1, use_weighting=True)
+    theirs = [trainer.compute_loss(trainer.model, trainer.data_collator([row])).item() for row in rows_of(batch)]
+    losses_B, _ = losses_and_gradients(moved, reference, batch, make_objective("wpo", beta=0.1))
+
+    def alignment(example, response_ids):
+        ids = torch.tensor([example.prompt_ids + response_ids])
+        probabilities = moved(ids).logits[0, len(example.prompt_ids) - 1 : -1].double().softmax(-1)
+        return float(probabilities.square().sum(-1).log().mean().exp())
+
+    wanted = [
+        loss / alignment(example, example.chosen_ids) / alignment(example, example.rejected_ids)
+        for loss, example in zip(losses_B, batch, strict=True)
+    ]
+    assert theirs == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_objective_that_trl_has_is_compared_here(name):
+    """The others have nothing to be compared with but their formula, in tests/test_objectives.py."""
+    compared = {name for name, *_ in LOSSES} | {"aot", "aot-pair", "simpo", "cpo", "orpo"}
+    assert (name in compared) != (name in {"r-dpo", "dpop", "wpo", "beta-dpo"})
 
 
 def cpo_row(example):

@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from likelier.errors import ModelError, RunError, TrainingStopped
+from likelier.errors import ModelError, RecipeError, RunError, TrainingStopped
 from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
+from likelier.objectives import TABLE
 from likelier.recipe import load_recipe
 from likelier.report import write_report
 from likelier.rundir import RunDir
@@ -98,10 +99,39 @@ def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
     assert second.read_manifest()["reference"]["reused"] == first.read_manifest()["reference"]["computed"]
 
 
-def test_no_reference_for_simpo(recipe, tmp_path):
-    run = train_recipe(changed(recipe, objective={"name": "simpo"}))
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.needs_reference])
+def test_an_objective_without_reference_scores_none_and_opens_no_store(recipe, tmp_path, monkeypatch, name):
+    def refuse(*_, **__):
+        raise AssertionError("a reference was asked for")
+
+    for what in ("as_reference", "fill", "open_store", "ReferenceStore"):
+        monkeypatch.setattr(session, what, refuse)
+    run = train_recipe(changed(recipe, objective={"name": name}, train={"max_steps": 2}))
     assert run.read_manifest()["reference"] is None
+    assert run.read_manifest()["outcome"]["first_loss_expected"] is None
     assert not (tmp_path / "cache" / "reference").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.needs_reference])
+def test_a_run_of_any_objective_begins_where_the_objective_says(recipe, name):
+    """The first loss is that of a policy at its reference."""
+    run = train_recipe(
+        changed(recipe, objective={"name": name}, train={"max_steps": 3, "tokens_per_batch": 4096, "schedule": "constant", "warmup": 0})
+    )
+    outcome = run.read_manifest()["outcome"]
+    assert outcome["first_loss"] == pytest.approx(outcome["first_loss_expected"], rel=1e-4)
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in run.read_metrics("train"))
+
+
+def test_a_step_that_must_not_be_cut_is_refused_before_the_run_leaves_a_trace(recipe, tmp_path):
+    """Pitfall 8: sums over the batches of a step would be the gradient of another loss."""
+    for name in ("aot", "aot-pair", "beta-dpo"):
+        with pytest.raises(
+            RecipeError, match=r"train.tokens_per_batch: this objective compares all pairs .* 4 pairs .* Raise train.tokens_per_batch"
+        ):
+            train_recipe(changed(recipe, objective={"name": name}, train={"tokens_per_batch": 60}))
+        assert not (tmp_path / "run").exists()
+        assert not (tmp_path / "cache" / "reference").exists()
 
 
 @pytest.mark.parametrize("method, precision", [*((method, "fp32") for method in METHODS), ("full", "bf16")])

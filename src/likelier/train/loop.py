@@ -13,14 +13,15 @@ import torch
 
 from likelier.errors import TrainingStopped
 from likelier.examples import PreferenceExample
-from likelier.logprobs.pairs import cut_pairs, score_pairs, score_pairs_all
+from likelier.logprobs.pairs import score_pairs, score_pairs_all
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.scorer import Scorer
-from likelier.objectives import Objective
+from likelier.objectives import Logps, Objective
 from likelier.recipe import TrainSettings
 from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.checkpoint import State
+from likelier.train.cuts import cut_step
 from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder, learning_rate
 from likelier.train.progress import Progress
@@ -96,7 +97,7 @@ def add_gradients(
     through the model."""
     tally, tokens = Tally(objective), 0
     with policy.unchanged_weights():
-        for batch in cut_pairs(pairs, tokens_per_batch):
+        for batch in cut_step(pairs, objective, tokens_per_batch):
             logps = score_pairs(policy, reference, batch)
             losses_B = objective.losses(logps)
             (losses_B.sum() / len(pairs)).backward()
@@ -119,7 +120,8 @@ def _evaluate(
 ) -> None:
     """Score the held-out pairs; keep the weights if they are the best so far: highest accuracy, then lowest loss."""
     tally = Tally(objective)
-    for _, logps in score_pairs_all(policy, reference, held_out, tokens_per_batch=settings.tokens_per_batch):
+    batches = (logps for _, logps in score_pairs_all(policy, reference, held_out, tokens_per_batch=settings.tokens_per_batch))
+    for logps in [Logps.joined(list(batches))] if objective.couples_pairs else batches:
         tally.add(objective.losses(logps), logps)
     row = _log(run, show, "eval", state.step, tally.row() | {"pairs": len(held_out)})
     gained = not state.best or row["accuracy"] > state.best["accuracy"]

@@ -43,8 +43,10 @@ from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
 from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl
 from likelier.train import checkpoint
 from likelier.train.card import model_card
+from likelier.train.cuts import require_whole_steps
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
+from likelier.train.order import PairOrder
 from likelier.train.progress import Progress
 
 
@@ -88,6 +90,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     train, held_out = load_sides(recipe.data, encoder)
     for side in (train, held_out):
         _announce(side, show)
+    require_whole_steps(PairOrder(train.examples, settings), objective, settings.tokens_per_batch)
     audit = open_gate(train.pairs, train.id, recipe.audit, cache=cache_dir() / "audits")
     for finding in audit["findings"]:
         if finding["verdict"] != "note":

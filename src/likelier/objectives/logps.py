@@ -1,0 +1,108 @@
+"""What an objective of pairs reads: per-token log-probabilities of policy and reference, both sides.
+
+Shape legend, here and in every room of this package: B pairs, N response tokens of one side, all pairs end to end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Responses:
+    """One side of B pairs: per-token log-probabilities under policy and reference, and how many tokens each response has.
+
+    Lengths were decided where ids were made and are never read back from values. `reference_N` is None for objectives without a reference.
+    """
+
+    policy_N: Tensor  # fp32, with gradient
+    reference_N: Tensor | None  # fp32, constant
+    lengths_B: Tensor  # int64, ≥ 1
+
+    @cached_property
+    def policy_B(self) -> Tensor:
+        """log π(y|x): sums over each response's tokens."""
+        return _sums(self.policy_N, self.lengths_B)
+
+    @cached_property
+    def reference_B(self) -> Tensor:
+        """log π_ref(y|x)."""
+        if self.reference_N is None:
+            raise ValueError("this objective needs the reference's log-probabilities, and none were given")
+        return _sums(self.reference_N, self.lengths_B)
+
+    @property
+    def log_ratio_B(self) -> Tensor:
+        """log π(y|x) − log π_ref(y|x)."""
+        return self.policy_B - self.reference_B
+
+    @property
+    def policy_mean_B(self) -> Tensor:
+        """log π(y|x) / |y|, in nats a token."""
+        return self.policy_B / self.lengths_B
+
+    @property
+    def drift_B(self) -> Tensor:
+        """Mean absolute distance of policy from reference, in nats a token."""
+        if self.reference_N is None:
+            raise ValueError("there is no reference to drift from")
+        return _sums((self.policy_N - self.reference_N).abs(), self.lengths_B) / self.lengths_B
+
+    def with_policy_at_reference(self) -> "Responses":
+        """The same side where the policy says what the reference says."""
+        return Responses(self.reference_N, self.reference_N, self.lengths_B) if self.reference_N is not None else self
+
+    def with_tail_scaled(self, heads_B: Tensor, weight: float) -> "Responses":
+        """The same side where each token after the first `heads_B` of its response counts `weight`, in the policy and in the reference."""
+        before_B = self.lengths_B.cumsum(0) - self.lengths_B
+        heads_end_N = (before_B + heads_B).repeat_interleave(self.lengths_B)
+        in_tail_N = torch.arange(len(self.policy_N), device=self.policy_N.device) >= heads_end_N
+        scaled = [None if values_N is None else torch.where(in_tail_N, weight * values_N, values_N) for values_N in (self.policy_N, self.reference_N)]
+        assert scaled[0] is not None
+        return Responses(scaled[0], scaled[1], self.lengths_B)
+
+
+@dataclass(frozen=True)
+class Logps:
+    """What an objective of pairs reads."""
+
+    chosen: Responses
+    rejected: Responses
+
+    @property
+    def log_ratio_gap_B(self) -> Tensor:
+        """log π/π_ref(y_w) − log π/π_ref(y_l): h in the formulas."""
+        return self.chosen.log_ratio_B - self.rejected.log_ratio_B
+
+    def with_policy_at_reference(self) -> "Logps":
+        """What an untrained policy would give: the losses that a run must begin with."""
+        return Logps(self.chosen.with_policy_at_reference(), self.rejected.with_policy_at_reference())
+
+    @staticmethod
+    def joined(parts: "Sequence[Logps]") -> "Logps":
+        """The pairs of all parts, end to end."""
+        return Logps(_joined([part.chosen for part in parts]), _joined([part.rejected for part in parts]))
+
+
+def two_pairs() -> Logps:
+    """For examples: the first pair's policy has moved the way it should, the second's stands where its reference does.
+
+    >>> two_pairs().chosen.log_ratio_B, two_pairs().rejected.log_ratio_B
+    (tensor([2., 0.]), tensor([-1.,  0.]))
+    """
+    chosen = Responses(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-2.0, -2.0, -2.0]), torch.tensor([2, 1]))
+    return Logps(chosen, Responses(torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -1.0]), torch.tensor([1, 1])))
+
+
+def _joined(parts: Sequence[Responses]) -> Responses:
+    references = [part.reference_N for part in parts if part.reference_N is not None]
+    lengths_B = torch.cat([part.lengths_B for part in parts])
+    return Responses(torch.cat([part.policy_N for part in parts]), torch.cat(references) if references else None, lengths_B)
+
+
+def _sums(values_N: Tensor, lengths_B: Tensor) -> Tensor:
+    sums: Tensor = torch.segment_reduce(values_N, "sum", lengths=lengths_B, unsafe=True)
+    return sums
