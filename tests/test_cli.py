@@ -365,3 +365,23 @@ def test_a_file_that_becomes_another_tools_is_no_version_any_more(capsys, pairs_
     assert (tmp_path / "o.jsonl.manifest.json").exists()
     assert run(capsys, "convert", "pairs.jsonl", "o.jsonl", "--to", "trl")[0] == 0
     assert not (tmp_path / "o.jsonl.manifest.json").exists()
+
+
+DATA_COMMANDS = """
+convert embedded:facts a.jsonl
+audit a.jsonl --html a.html
+split a.jsonl
+fix a.jsonl b.jsonl --do drop-duplicates
+verify b.jsonl
+"""
+
+
+def test_the_data_commands_need_no_torch(tmp_path):
+    code = (
+        "import sys\nfrom likelier.cli import main\n"
+        "for line in sys.stdin.read().strip().splitlines():\n    assert main(line.split()) == 0, line\n"
+        "assert 'torch' not in sys.modules"
+    )
+    options = {"cwd": tmp_path, "input": DATA_COMMANDS, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert done.returncode == 0, done.stderr
