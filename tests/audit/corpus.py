@@ -139,7 +139,7 @@ def flipped(pairs: list[Pair]) -> Planted:
 
 
 def one_reason(pairs: list[Pair]) -> Planted:
-    return [replace(p, reason="wrong" if i % 5 else "rude") for i, p in enumerate(pairs)], set()
+    return [replace(p, reason="wrong" if i % 5 else "rude") for i, p in enumerate(pairs)], {p.id for i, p in enumerate(pairs) if i % 5}
 
 
 def one_opening(pairs: list[Pair]) -> Planted:
