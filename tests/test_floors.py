@@ -14,7 +14,7 @@ import likelier
 SOURCE = Path(likelier.__file__).parent
 FLOORS = {
     **dict.fromkeys(
-        ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "section", "thresholds", "weights"], 0
+        ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "hashing", "section", "thresholds", "weights"], 0
     ),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
     **dict.fromkeys(["audit", "logprobs", "models", "generation", "probes"], 2),

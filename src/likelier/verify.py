@@ -11,10 +11,11 @@ from likelier.data.files import SCHEMES
 from likelier.data.load import read_sides
 from likelier.data.version import Check, compare, dataset_id
 from likelier.errors import DataError, ModelError, RecipeError, RequestError, RunError
+from likelier.hashing import file_hash
 from likelier.model_files import local_folder
 from likelier.recipe import Recipe, load_recipe
 from likelier.rundir import RunDir, metrics_header, provenance_notes, read_json
-from likelier.weights import file_hash, filed_fingerprint, read_notes
+from likelier.weights import filed_fingerprint, read_notes
 
 AS_FILED = ("gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Kinds of models (`model_type` in config.json) whose weights are called in the files what they are called in the model."""

@@ -143,9 +143,3 @@ def _read_header(path: Path) -> Header:
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ModelError(f"{path}: this is not a whole safetensors file ({problem}).") from None
     return header
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,9 +8,11 @@ from likelier.audit.checks import CHECKS
 from likelier.audit.faults import KINDS
 from likelier.audit.fix import DROPS, MASK, MENDS, balanced, fix
 from likelier.audit.run import audit_pairs, tabulate
+from likelier.cli import COMMANDS
 from likelier.data.formats import read_pairs, read_records, write_pairs, write_records
 from likelier.data.version import dataset_id
 from likelier.errors import DataError, Refused, RequestError
+from likelier.objectives import TABLE
 from likelier.records import Labelled, Message
 from likelier.thresholds import AuditSettings
 from tests.audit import corpus
@@ -91,6 +93,8 @@ def test_every_mend_that_is_advised_exists():
     named = set(re.findall(r"--do ([\w-]+)", advised))
     assert named
     assert named <= set(MENDS)
+    assert {"dpop", "ipo", "robust-dpo"} <= TABLE.keys()
+    assert set(re.findall(r"`likelier (\w+)", advised)) <= set(COMMANDS)
 
 
 def test_unusable_rows_stop_it_unless_they_are_to_be_dropped(tmp_path):

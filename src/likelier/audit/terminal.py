@@ -14,8 +14,8 @@ def show_audit(audit: Audit, console: Console | None = None) -> None:
     """Print the findings: gravest first, those that are all right in one line at the end."""
     console = console or Console()
     console.print(
-        f"{', '.join(audit.sources)}: {audit.pairs:,} pairs over {audit.prompts:,} prompts"
-        + (f", {audit.unreadable:,} rows left out" if audit.unreadable else "")
+        f"{', '.join(audit.sources)}: {_count(audit.pairs, 'pair')} over {_count(audit.prompts, 'prompt')}"
+        + (f", {_count(audit.unreadable, 'row')} left out" if audit.unreadable else "")
         + (f"\nread as {', '.join(audit.shapes)}" if audit.shapes else "")
         + f"\ndata set {audit.dataset}",
         highlight=False,
@@ -46,3 +46,7 @@ def _account(finding: Finding, audit: Audit) -> Group:
     if finding.verdict >= Verdict.WARN:
         lines.append(Text(f"→ {finding.mend}", "italic"))
     return Group(*lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what if number == 1 else what + 's'}"

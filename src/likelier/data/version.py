@@ -24,6 +24,7 @@ from likelier.data.files import SCHEMES
 from likelier.data.formats import OnBad, read_records, stop, write_records
 from likelier.data.split import held_out, prompt_key
 from likelier.errors import DataError, Refused, RequestError
+from likelier.hashing import file_hash
 from likelier.records import EXTRAS, Pair, Record, content_hash
 
 
@@ -135,7 +136,7 @@ def write_version(path: str | Path, records: Iterable[Record], *, parents: Seque
         step=step,
         counts=account.counts,
         fields=account.fields,
-        files={path.name: _file_hash(path)},
+        files={path.name: file_hash(path)},
         likelier=version("likelier"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -213,7 +214,7 @@ def verify(path: str | Path) -> list[Check]:
     manifest = read_manifest(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    said, found = manifest.files.get(path.name), _file_hash(path)
+    said, found = manifest.files.get(path.name), file_hash(path)
     checks = [compare("bytes of the file", said, found), *_verify_records(path, manifest)]
     beside = croissant_path(path)
     if not beside.is_file():
@@ -281,8 +282,3 @@ def _merkle_root(leaves: bytes) -> bytes:
 
 def _sha256(content: bytes | bytearray) -> bytes:
     return hashlib.sha256(content).digest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -124,7 +124,7 @@ def label_noise(table: Table, limits: AuditSettings) -> Finding:
         title,
         graded(sure.low, (limits.noise_note, Verdict.NOTE), (limits.noise_warn, Verdict.WARN)),
         f"Of the fifth of the labels that words make surest, {sure.value:.1%} ({sure.low:.1%} to {sure.high:.1%}) are the other way round.",
-        mend="Look at the pairs that are named; then train with `objective.label_smoothing`, or IPO.",
+        mend="Look at the pairs that are named; then objective.name ipo or robust-dpo, or `objective.label_smoothing`.",
         numbers=numbers,
         rows=rows[suspects[np.argsort(scores[suspects])]],
     )

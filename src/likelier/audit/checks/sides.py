@@ -110,7 +110,7 @@ def near_identical(table: Table, limits: AuditSettings) -> Finding:
         "Near-identical sides",
         max(any_of(len(rows)), graded(share.value.value, (limits.near_identical_warn, Verdict.WARN))),
         f"{len(rows):,} pairs ({share.value.value:.1%}) have sides of which at most {1 - limits.near_identical:.0%} differs.",
-        mend="`likelier fix --do drop-near-identical`, or write rejected sides that differ in more than a word.",
+        mend="`likelier fix --do drop-near-identical`, or objective.name dpop, which keeps the chosen side's log-probability up.",
         numbers=(share,),
         rows=rows,
     )
