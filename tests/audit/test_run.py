@@ -11,8 +11,9 @@ import pytest
 from likelier.audit.findings import Verdict
 from likelier.audit.run import BLOCK, audit, tabulate
 from likelier.audit.table import Table
-from likelier.data.formats import write_pairs
+from likelier.data.formats import write_pairs, write_records
 from likelier.errors import DataError
+from likelier.records import Labelled
 from likelier.thresholds import AuditSettings
 from tests.audit.corpus import clean, contradicted, with_a_key
 
@@ -49,14 +50,28 @@ def test_the_sample_does_not_depend_on_the_order_of_rows(pairs):
     assert texts[0] == texts[1]
 
 
-def test_verdicts_do_not_depend_on_the_order_of_rows(write):
+def test_an_audit_does_not_depend_on_the_order_of_rows_nor_on_their_file(write):
     pairs, _ = contradicted(clean(300))
-    verdicts = [
-        {f.check: (f.verdict, f.count) for f in audit([write(order, f"{i}.jsonl")]).findings}
-        for i, order in enumerate((pairs, random.Random(0).sample(pairs, len(pairs))))
+    orders = (pairs, random.Random(0).sample(pairs, len(pairs)))
+    found = [audit([write(order, f"{i}.jsonl")]) for i, order in enumerate(orders)]
+    assert found[0].hash == found[1].hash
+    assert [(f.check, f.verdict, f.count, f.summary) for f in found[0].findings] == [
+        (f.check, f.verdict, f.count, f.summary) for f in found[1].findings
     ]
-    first_of_equals = {"duplicates", "near-duplicates"}  # which of two is the repetition does depend on it
-    assert {c: v for c, v in verdicts[0].items() if c not in first_of_equals} == {c: v for c, v in verdicts[1].items() if c not in first_of_equals}
+    named = [{f.check: set(f.ids) for f in each.findings if "duplicates" not in f.check} for each in found]  # which of two is the second does depend
+    assert named[0] == named[1]
+    assert audit([write(pairs[1:], "fewer.jsonl")]).hash != found[0].hash
+
+
+def test_leaks_are_found_in_unpaired_records_too_and_no_row_is_passed_over(write, tmp_path):
+    path = write(clean(60))
+    held_out = [Labelled(pair.prompt, pair.chosen, True, id=f"t{i}") for i, pair in enumerate(clean(3))]
+    write_records(tmp_path / "thumbs.jsonl", held_out)
+    finding = audit([path], against=[tmp_path / "thumbs.jsonl"]).findings[-1]
+    assert (finding.check, finding.verdict, finding.count) == ("leakage", Verdict.FATAL, 3)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    with pytest.raises(DataError, match=r"prompts\.jsonl"):
+        audit([path], against=[tmp_path / "prompts.jsonl"])
 
 
 def test_findings_name_their_rows_and_show_two_of_them_masked(write):
