@@ -50,6 +50,10 @@ from likelier.train.order import PairOrder
 from likelier.train.progress import Progress
 
 
+LONG_AUDIT = 5000
+"""Training pairs from which the audit is announced."""
+
+
 @dataclass
 class Prepared:
     """All that a run needs, checked, before it leaves a trace."""
@@ -91,6 +95,8 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     for side in (train, held_out):
         _announce(side, show)
     require_whole_steps(PairOrder(train.examples, settings), objective, settings.tokens_per_batch)
+    if len(train.pairs) > LONG_AUDIT:
+        show.say(f"Auditing {len(train.pairs):,} training pairs, which takes about a minute for 50,000 and is done once.")
     audit = open_gate(train.pairs, train.id, recipe.audit, cache=cache_dir() / "audits")
     for finding in audit["findings"]:
         if finding["verdict"] != "note":
