@@ -49,7 +49,6 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder
 from likelier.train.progress import Progress
 
-
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
 
