@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from likelier.atomic import atomic_file
 from likelier.data.json_list import list_items, not_json
-from likelier.data.plain import plain
+from likelier.data.plain import json_text, plain
 from likelier.errors import DataError, RequestError, did_you_mean
 from likelier.records import EXTRAS
 
@@ -331,7 +331,7 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _write_json_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        file.write(_json_text(row).encode() + b"\n")
+        file.write(json_text(row).encode() + b"\n")
 
 
 def _write_gzip(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
@@ -349,13 +349,9 @@ def _write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
     schema = pa.schema({name: types.get(name, pa.string()) for name in ("prompt", *sides, *EXTRAS)})
     with pq.ParquetWriter(file, schema) as writer:
         while batch:
-            cells = [{name: _json_text(field) if isinstance(field, list | dict) else field for name, field in row.items()} for row in batch]
+            cells = [{name: json_text(field) if isinstance(field, list | dict) else field for name, field in row.items()} for row in batch]
             writer.write_table(pa.Table.from_pylist(cells, schema=schema))
             batch = list(islice(rows, 1000))
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 WRITERS: dict[str, Callable[[IO[bytes], Iterable[dict[str, Any]]], None]] = {

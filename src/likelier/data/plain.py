@@ -53,3 +53,8 @@ def _whole(text: str) -> str:
         half = ascii(text[problem.start])
         raise ValueError(f"this text holds {half}, half of a character (a lone surrogate). Write the whole character or remove it.") from None
     return text
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON, with letters as they are."""
+    return json.dumps(value, ensure_ascii=False)

@@ -3,13 +3,13 @@
 A target writes what its format holds and counts, by field, what it does not; a record whose meaning it cannot hold is a DataError.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from likelier.data.checks import SCORES, VERDICTS, tie_in
 from likelier.data.fields import Fields
+from likelier.data.plain import json_text
 from likelier.errors import DataError, RequestError, did_you_mean
 from likelier.records import EXTRAS, Labelled, Message, Messages, Pair, Record
 
@@ -62,7 +62,7 @@ def llamafactory(record: Record, lost: Lost) -> Fields:
         raise DataError("its turns do not alternate: the prompt must begin and end with the user (or a tool), the assistant between. Drop it.")
     columns = _columns(record, LLAMAFACTORY_FIELDS, lost)
     tools = columns.pop("tools", None)
-    row |= {"system": system, "tools": _json_text([_bare(tool) for tool in tools]) if tools else ""}
+    row |= {"system": system, "tools": json_text([_bare(tool) for tool in tools]) if tools else ""}
     return {**row, **{name: getattr(record, name) for name in COLUMNS if _is_set(record, name)}, **columns}
 
 
@@ -133,7 +133,7 @@ def _with_text_arguments(call: Any) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
         return call
-    return {**call, "function": {**function, "arguments": _json_text(function["arguments"])}}
+    return {**call, "function": {**function, "arguments": json_text(function["arguments"])}}
 
 
 def _system_of(prompt: Messages, lost: Lost) -> tuple[str, Messages]:
@@ -170,7 +170,7 @@ def _turn(message: Message, lost: Lost) -> Fields:
         lost["message.content"] += 1
     if any(call.keys() - {"type", "function"} for call in calls):
         lost["message.tool_calls.id"] += 1
-    return {"from": "function_call", "value": _json_text(functions[0] if len(functions) == 1 else functions)}
+    return {"from": "function_call", "value": json_text(functions[0] if len(functions) == 1 else functions)}
 
 
 FROM = {"user": "human", "assistant": "gpt", "tool": "observation"}
@@ -178,7 +178,3 @@ FROM = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 def _bare(tool: Any) -> Any:
     return tool["function"] if isinstance(tool, dict) and tool.keys() == {"type", "function"} else tool
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
