@@ -157,3 +157,9 @@ def graded(value: float, *limits: tuple[float, Verdict]) -> Verdict:
     """The verdict of the highest limit that `value` reaches; OK below all."""
     reached: Sequence[Verdict] = [verdict for limit, verdict in limits if value >= limit]
     return max(reached, default=Verdict.OK)
+
+
+def noted_share(name: str, hits: int, total: int, *, warn: float) -> tuple[Number, Verdict]:
+    """A share, and its verdict: a note for any hit at all, a warning from the share `warn` on."""
+    share = share_of(name, hits, total)
+    return share, max(any_of(hits), graded(share.value.value, (warn, Verdict.WARN)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from likelier.audit.findings import Bars, Finding, Verdict, any_of, exact, graded, share_of
+from likelier.audit.findings import Bars, Finding, Verdict, any_of, exact, graded, noted_share, share_of
 from likelier.audit.privacy import SECRET_KINDS
 from likelier.audit.surface import words_of
 from likelier.audit.table import CHOSEN, PROMPT, REJECTED, SIDES, UNKNOWN, Private, Table, numbered
@@ -17,11 +17,11 @@ from likelier.thresholds import AuditSettings
 def duplicates(table: Table, limits: AuditSettings) -> Finding:
     """Pairs that repeat an earlier one of the same annotator: same prompt, chosen and rejected, but for case and white space."""
     rows = exact_repeats(table)
-    share = share_of("repeated pairs", len(rows), len(table))
+    share, verdict = noted_share("repeated pairs", len(rows), len(table), warn=limits.duplicates_warn)
     return Finding(
         "duplicates",
         "Repeated pairs",
-        max(any_of(len(rows)), graded(share.value.value, (limits.duplicates_warn, Verdict.WARN))),
+        verdict,
         f"{len(rows):,} pairs ({share.value.value:.1%}) stand in the data before.",
         mend="`likelier fix --do drop-duplicates`: each repetition is a weight that nobody chose.",
         numbers=(share,),
@@ -44,11 +44,11 @@ def repeats(keys: np.ndarray) -> np.ndarray:
 def near_duplicates(table: Table, limits: AuditSettings) -> Finding:
     """Pairs that nearly repeat an earlier one, side by side, and are not exact repetitions of it."""
     rows = np.setdiff1d(near_repeats(table, limits), repeats(table.keys))
-    share = share_of("near repetitions", len(rows), len(table))
+    share, verdict = noted_share("near repetitions", len(rows), len(table), warn=limits.near_duplicates_warn)
     return Finding(
         "near-duplicates",
         "Near repetitions",
-        max(any_of(len(rows)), graded(share.value.value, (limits.near_duplicates_warn, Verdict.WARN))),
+        verdict,
         f"{len(rows):,} pairs ({share.value.value:.1%}) repeat an earlier one, prompt, chosen and rejected, in {limits.near_duplicate:.0%} of their "
         "word pairs or more.",
         mend="`likelier fix --do drop-near-duplicates`, or vary the templates that made them. `likelier split` keeps like prompts on one side.",

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from likelier.audit.findings import Bars, Finding, Number, Verdict, any_of, exact, graded, share_of
+from likelier.audit.findings import Bars, Finding, Number, Verdict, any_of, exact, graded, noted_share, share_of
 from likelier.audit.surface import MARKS
 from likelier.audit.table import CHOSEN, PROMPT, REJECTED, Table
 from likelier.metrics import Interval, clustered_share, length_summary, wilson
@@ -89,11 +89,11 @@ def length_ratio(table: Table, limits: AuditSettings) -> Finding:
     found = (long > limits.length_ratio * short) & (long > limits.length_ratio_short)
     rows = np.flatnonzero(found)
     shorter_won = int((table.longer[found] < 0).sum())
-    share = share_of("pairs out of proportion", len(rows), len(table))
+    share, verdict = noted_share("pairs out of proportion", len(rows), len(table), warn=limits.length_ratio_warn)
     return Finding(
         "length-ratio",
         f"One side over {limits.length_ratio:g} times as long",
-        max(any_of(len(rows)), graded(share.value.value, (limits.length_ratio_warn, Verdict.WARN))),
+        verdict,
         f"{len(rows):,} pairs ({share.value.value:.1%}); the shorter side is chosen in {shorter_won:,} of them.",
         mend="`likelier fix --do drop-over-ratio`, or rewrite the side that is out of proportion.",
         numbers=(share,),
@@ -104,11 +104,11 @@ def length_ratio(table: Table, limits: AuditSettings) -> Finding:
 def near_identical(table: Table, limits: AuditSettings) -> Finding:
     """Pairs whose sides are nearly the same text, or the same but for case and white space."""
     rows = np.flatnonzero((table.similarity >= limits.near_identical) | (table.keys[:, CHOSEN] == table.keys[:, REJECTED]))
-    share = share_of("near-identical pairs", len(rows), len(table))
+    share, verdict = noted_share("near-identical pairs", len(rows), len(table), warn=limits.near_identical_warn)
     return Finding(
         "near-identical-sides",
         "Near-identical sides",
-        max(any_of(len(rows)), graded(share.value.value, (limits.near_identical_warn, Verdict.WARN))),
+        verdict,
         f"{len(rows):,} pairs ({share.value.value:.1%}) have sides of which at most {1 - limits.near_identical:.0%} differs.",
         mend="`likelier fix --do drop-near-identical`, or objective.name dpop, which keeps the chosen side's log-probability up.",
         numbers=(share,),
