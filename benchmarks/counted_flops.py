@@ -11,7 +11,7 @@ import torch
 
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
-from likelier.logprobs.pairs import cut_pairs, sequences_of
+from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import build_tree
 from likelier.models import load_model
@@ -29,7 +29,7 @@ def main() -> None:
     head, width = loaded.model.lm_head.weight.numel(), config.num_attention_heads * config.head_dim
     scorer = Scorer(loaded.model, engine="nodes", precision="bf16")
     records = read_all([sys.argv[1] if len(sys.argv) > 1 else "embedded:support"], on_bad=lambda _: None)
-    pairs = Encoder(loaded.tokenizer, max_length=1024).encode_pairs(records[: 2 * STEPS * PAIRS_PER_STEP]).examples
+    pairs = Encoder(loaded.tokenizer, max_length=1024).encode(records[: 2 * STEPS * PAIRS_PER_STEP]).examples
     for number in range(STEPS):
         step = pairs[number * PAIRS_PER_STEP : (number + 1) * PAIRS_PER_STEP]
         tree = build_tree(sequences_of(step))
@@ -37,7 +37,7 @@ def main() -> None:
         product = 2 * len(layers) * width * scores
         linear = 3 * 2 * (body * len(tree) + head * len(tree.targets_E))
         with counting_flops(True) as flops:
-            for batch in cut_pairs(step, 1024):
+            for batch in cut_examples(step, 1024):
                 torch.cat(scorer.token_logps(sequences_of(batch))).sum().backward()
         counted = flops()
         least, fused = (linear + (2 + backwards) * product for backwards in (4, 5))

@@ -21,7 +21,7 @@ from likelier.allocator import keep_freed_memory
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
 from likelier.examples import PreferenceExample
-from likelier.logprobs.pairs import sequences_of
+from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import DTYPES, Scorer, choose_engine
 from likelier.logprobs.tree import count_unique_tokens
@@ -30,7 +30,7 @@ from likelier.objectives import make_objective
 from likelier.recipe import ModelSettings, TrainSettings
 from likelier.train.loop import add_gradients
 from likelier.train.master import MasterWeights
-from likelier.train.order import PairOrder
+from likelier.train.order import ExampleOrder
 
 PAIRS_PER_STEP = 8
 LEARNING_RATE = 1e-5
@@ -194,12 +194,12 @@ def play(tool: str, arguments: argparse.Namespace) -> None:
 
 def read_steps(arguments: argparse.Namespace, loaded: LoadedModel, settings: TrainSettings) -> Steps:
     """The steps that warm up and the timed ones, these in the order in which a run takes the pairs; rows that cannot be read are left out."""
-    examples = Encoder(loaded.tokenizer, max_length=arguments.max_length).encode_pairs(read_all([arguments.data], on_bad=lambda _: None)).examples
+    examples = Encoder(loaded.tokenizer, max_length=arguments.max_length).encode(read_all([arguments.data], on_bad=lambda _: None)).examples
     if len(examples) < arguments.pairs:
         raise SystemExit(f"{arguments.data}: {len(examples)} usable pairs, and {arguments.pairs} are wanted. Lower --pairs.")
     spread = [examples[i * len(examples) // arguments.pairs] for i in range(arguments.pairs)]
     count = timed_steps(arguments)
-    order = PairOrder(spread, settings.model_copy(update={"epochs": count * PAIRS_PER_STEP / len(spread)}))
+    order = ExampleOrder(spread, settings.model_copy(update={"epochs": count * PAIRS_PER_STEP / len(spread)}))
     timed = [order.step(number) for number in range(count)]
     return [max(timed, key=lambda step: max(map(len, step))), timed[0], *timed]
 

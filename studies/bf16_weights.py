@@ -10,7 +10,7 @@ import torch
 from common import embedded, in_turn, some_pairs
 from torch import Tensor, nn
 
-from likelier.logprobs.pairs import cut_pairs, sequences_of
+from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.scorer import Precision, Scorer
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         model.zero_grad()
         values = []
         with scorer.unchanged_weights():
-            for batch in cut_pairs(pairs, 1024):
+            for batch in cut_examples(pairs, 1024):
                 logps = scorer.token_logps(sequences_of(batch))
                 sum(chosen.sum() - rejected.sum() for chosen, rejected in zip(logps[::2], logps[1::2], strict=True)).backward()
                 values += [v.detach() for v in logps]

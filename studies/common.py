@@ -20,7 +20,7 @@ def embedded(dtype: torch.dtype) -> LoadedModel:
 
 def some_pairs(data: str, count: int, tokenizer: object) -> list[PreferenceExample]:
     """The first `count` pairs of `data` that can be used."""
-    return Encoder(tokenizer, max_length=1024).encode_pairs(read_all([data], on_bad=lambda problem: None)[: 2 * count]).examples[:count]
+    return Encoder(tokenizer, max_length=1024).encode(read_all([data], on_bad=lambda problem: None)[: 2 * count]).examples[:count]
 
 
 def in_turn(rivals: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:

@@ -139,7 +139,7 @@ def test_a_run_is_evaluated_against_its_reference(make_run, chat_model, chat_tok
     assert [row["id"] for row in shown] == ["January-0", "March-0", "June-0"]
     assert shown[1]["prompt"] == PAIRS[2]["prompt"]
     assert shown[1]["chosen"] == "Your March invoice is in the panel"
-    prompt = Encoder(chat_tokenizer, max_length=100).encode_pair(held_out.pairs[2]).prompt_ids
+    prompt = Encoder(chat_tokenizer, max_length=100).encode_one(held_out.pairs[2]).prompt_ids
     [written] = generate(chat_model, chat_tokenizer, [prompt], end_token_id=2, max_new_tokens=8)
     assert shown[1]["before"] == written.text != shown[1]["after"]
 

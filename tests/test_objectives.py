@@ -239,14 +239,14 @@ def test_docstring_examples():
     results = [doctest.testmod(room) for room in rooms]
     assert sum(result.attempted for result in results) >= 2 * len(TABLE)
     assert not any(result.failed for result in results)
-    assert all(f">>> {row.losses.__name__}(" in row.losses.__doc__ for row in TABLE.values())
+    assert all(f">>> {row.function.__name__}(" in row.function.__doc__ for row in TABLE.values())
 
 
 def test_every_objective_is_tested_at_its_defaults_and_off_them():
     for name, row in TABLE.items():
         given = [settings for tested, settings in EVERY if tested == name]
         assert {} in given
-        assert set().union(*given) == set(defaults_of(row.losses)), name
+        assert set().union(*given) == set(defaults_of(row.function)), name
 
 
 @pytest.mark.parametrize("name, given", EVERY)
@@ -415,12 +415,12 @@ def test_rewards_have_no_gradient():
 @pytest.mark.parametrize("name", TABLE)
 def test_every_row_of_the_table_is_ready_for_use(name):
     objective = make_objective(name)
-    assert objective.hyperparameters == defaults_of(TABLE[name].losses)
+    assert objective.hyperparameters == defaults_of(TABLE[name].function)
     assert objective.losses(made()).shape == (len(CHOSEN),)
     assert objective.needs_reference == (name not in ("simpo", "orpo", "cpo", "sft"))
     assert objective.couples_pairs == (name in STEPWISE)
     assert objective.rewards(made())[0].shape == (len(CHOSEN),)
-    assert TABLE[name].losses.__doc__
+    assert TABLE[name].function.__doc__
 
 
 def test_hyperparameters_are_set_and_reported():
@@ -598,7 +598,7 @@ def test_every_objective_has_an_entry_in_the_docs(name):
     assert entry, f"docs/objectives.md has no entry `### {name}`"
     for part in ("    L = ", "- **Source.**", "- **Use.**", "- **Defaults.**", "- **TRL.**", "- **Agreement.**"):
         assert part in entry[1], part
-    for setting, default in defaults_of(TABLE[name].losses).items():
+    for setting, default in defaults_of(TABLE[name].function).items():
         assert (
             f"`{setting}` {str(default).lower() if isinstance(default, bool) else default:{'' if isinstance(default, str | bool) else 'g'}}"
             in entry[1]

@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from likelier.data.chat import Encoder
 from likelier.data.load import Side, load_sides
 from likelier.errors import DataError, ModelError, RunError
-from likelier.examples import Ids
+from likelier.examples import Example, Ids, LabelledExample, all_pairs
 from likelier.generation.sample import Reply, generate
-from likelier.logprobs.pairs import sequences_of
+from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
@@ -29,6 +30,7 @@ from likelier.models import LoadedModel, as_reference, fingerprint, load_model, 
 from likelier.objectives import Logps, Objective, Responses, make_objective
 from likelier.probes import Question, neutral_prompts, questions
 from likelier.recipe import Recipe, load_recipe
+from likelier.records import Labelled, Record
 from likelier.rundir import RunDir, write_json, write_jsonl
 
 LogpsOf = Mapping[PromptResponse, Tensor]
@@ -153,15 +155,17 @@ def _score(scorer: Scorer, sequences: Sequence[PromptResponse], store: Reference
 def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
     """eval.json: what the run changed, each number with its 95% interval over prompts."""
     objective = make_objective(exam.recipe.objective.name, **exam.recipe.objective.given())
-    result = measure_pairs(exam.held_out, objective, policy=after.logps, reference=before.logps)
+    result = measure_held_out(exam.held_out, objective, policy=after.logps, reference=before.logps)
     result["held_out"]["kl"] = measure_kl(after.sampled, policy=after.logps, reference=before.logps, limit=exam.recipe.eval.max_new_tokens)
     return result | {"probes": measure_probes(exam, before, after)}
 
 
-def measure_pairs(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
-    """How the policy ranks held-out pairs by the objective's reward. Without `reference` there is no change to measure, and an objective that
-    needs one raises ValueError. Pairs of one prompt are one cluster."""
+def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
+    """How the policy ranks held-out pairs by the objective's reward; of a set with single replies see `measure_replies`. Without `reference` there
+    is no change to measure, and an objective that needs one raises ValueError. Pairs of one prompt are one cluster."""
     examples = held_out.examples
+    if not all_pairs(examples):
+        return measure_replies(held_out, objective, policy=policy, reference=reference)
     sequences = sequences_of(examples)
     logps = Logps(_responses(sequences[::2], policy, reference), _responses(sequences[1::2], policy, reference))
     chosen_B, rejected_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
@@ -170,23 +174,53 @@ def measure_pairs(held_out: Side, objective: Objective, *, policy: LogpsOf, refe
     measured = {"accuracy": correct(margin_B), "margin": margin_B, "chosen_reward": chosen_B, "rejected_reward": rejected_B}
     if reference is not None:
         measured["chosen_logp_change"] = logps.chosen.log_ratio_B.double().numpy()
-    reasons: dict[str, list[int]] = {}
-    for i, pair in enumerate(held_out.pairs):
-        if pair.reason:
-            reasons.setdefault(pair.reason, []).append(i)
     return {
         "dataset": held_out.id,
         "pairs": len(examples),
         "held_out": {name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()},
-        "by_reason": {
-            reason: {"accuracy": bootstrap(correct(margin_B[rows]), [clusters[i] for i in rows]).as_dict(), "pairs": len(rows)}
-            for reason, rows in reasons.items()
-        },
+        "by_reason": _by_reason(held_out, correct(margin_B), clusters),
         "calibration": calibration(margin_B).as_dict(),
     }
 
 
+def measure_replies(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
+    """The same of replies that are judged one by one (pairs count as two): accuracy is the share of good replies that became likelier than under
+    the reference, and of bad ones that became less likely."""
+    examples = held_out.examples
+    sides = {label: [PromptResponse(e.prompt_ids, reply) for e in examples for reply in _judged(e, label)] for label in (True, False)}
+    clusters = {label: _numbered([sequence.prompt_ids for sequence in sequences]) for label, sequences in sides.items()}
+    logps = Logps(_responses(sides[True], policy, reference), _responses(sides[False], policy, reference))
+    good_B, bad_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
+    both = _numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
+    measured = {"accuracy": bootstrap(np.concatenate([correct(good_B), correct(-bad_B)]), both).as_dict()}
+    for name, values_B, label in (("chosen_reward", good_B, True), ("rejected_reward", bad_B, False)):
+        if len(values_B):
+            measured[name] = bootstrap(values_B, clusters[label]).as_dict()
+    counts = {"pairs": len(held_out.pairs), "replies": len(good_B) + len(bad_B)}
+    return {"dataset": held_out.id, **counts, "held_out": measured, "by_reason": {}}
+
+
+def _judged(example: Example, label: bool) -> tuple[Ids, ...]:
+    """The replies of an example that are good, or bad."""
+    if isinstance(example, LabelledExample):
+        return example.replies if example.label == label else ()
+    return (example.chosen_ids if label else example.rejected_ids,)
+
+
+def _by_reason(held_out: Side, correct_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
+    reasons: dict[str, list[int]] = {}
+    for i, record in enumerate(held_out.records):
+        if record.reason:
+            reasons.setdefault(record.reason, []).append(i)
+    return {
+        reason: {"accuracy": bootstrap(correct_B[rows], [clusters[i] for i in rows]).as_dict(), "pairs": len(rows)}
+        for reason, rows in reasons.items()
+    }
+
+
 def _responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:
+    if not sequences:
+        return Responses(torch.zeros(0), None if reference is None else torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     return Responses(
         torch.cat([policy[sequence] for sequence in sequences]),
         None if reference is None else torch.cat([reference[sequence] for sequence in sequences]),
@@ -259,14 +293,22 @@ def side_by_side(exam: Exam, before: Answers, after: Answers) -> list[dict[str, 
     """Rows of samples.jsonl: held-out prompts with the reply of each model and the chosen one."""
     return [
         {
-            "id": pair.id,
-            "prompt": [message.as_dict() for message in pair.prompt],
+            "id": record.id,
+            "prompt": [message.as_dict() for message in record.prompt],
             "before": old.text,
             "after": new.text,
-            "chosen": "\n\n".join(message.content for message in pair.chosen if message.content),
+            "chosen": _good_reply(record),
         }
-        for pair, old, new in zip([exam.held_out.pairs[i] for i in exam.shown], before.held_out, after.held_out, strict=True)
+        for record, old, new in zip([exam.held_out.records[i] for i in exam.shown], before.held_out, after.held_out, strict=True)
     ]
+
+
+def _good_reply(record: Record) -> str | None:
+    """The text of the reply that was preferred, or judged good."""
+    if isinstance(record, Labelled) and not record.label:
+        return None
+    reply = record.completion if isinstance(record, Labelled) else record.chosen
+    return "\n\n".join(message.content for message in reply if message.content)
 
 
 def _numbered(keys: Sequence[Any]) -> list[int]:
@@ -295,7 +337,7 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
     tokenizer = loaded.tokenizer
     encoder = Encoder(tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     held_out = _held_out(run, manifest, recipe, encoder)
-    if not held_out.pairs:
+    if not held_out.records:
         say("No pairs were held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
     exam = make_exam(recipe, tokenizer, held_out, end_token_id=encoder.end_token_id, say=say)
@@ -321,7 +363,8 @@ def _require_base(run: RunDir, manifest: dict[str, Any], base: LoadedModel) -> N
 
 
 def _held_out(run: RunDir, manifest: dict[str, Any], recipe: Recipe, encoder: Encoder) -> Side:
-    _, held_out = load_sides(recipe.data, encoder)
+    objective = make_objective(recipe.objective.name, **recipe.objective.given())
+    _, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
     if held_out.id != manifest["data"]["eval"]["id"]:
         raise RunError(
             f"{run.path}: the held-out pairs of {', '.join(held_out.sources)} are not those of this run any more (data set {held_out.id[:12]}, "

@@ -49,8 +49,8 @@ def _choice(encoder: Encoder, row: dict[str, Any], choice: str, chat_template: s
     """Plain text has no turns, so it says by words what a template says by tokens."""
     plain = chat_template == "none"
     question, answer = (f"Question: {row['question']}\nAnswer:", f" {choice}") if plain else (row["question"], choice)
-    example = encoder.encode_labelled(Labelled((Message("user", question),), (Message("assistant", answer),), True, row["id"]))
-    return PromptResponse(example.prompt_ids, example.completion_ids[:-1])
+    example = encoder.encode_one(Labelled((Message("user", question),), (Message("assistant", answer),), True, row["id"]))
+    return PromptResponse(example.prompt_ids, example.replies[0][:-1])
 
 
 def neutral_prompts(tokenizer: Any, chat_template: str = "own") -> list[Ids]:

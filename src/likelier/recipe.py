@@ -19,7 +19,6 @@ from likelier.section import (
     Count,
     CountOrZero,
     Divergence,
-    Finite,
     Fraction,
     NotNegative,
     Positive,
@@ -51,12 +50,22 @@ class DataSettings(Section):
     """Longest prompt + response in tokens. A longer pair is dropped, counted and named."""
 
 
+OBJECTIVES = (
+    *("dpo", "robust-dpo", "length-normalised-dpo", "r-dpo", "ld-dpo", "dpop", "rpo", "f-dpo", "wpo", "beta-dpo"),
+    *("ipo", "hinge", "exo", "discopop", "nca", "sppo", "apo-zero", "apo-down", "aot", "aot-pair"),
+    *("simpo", "orpo", "cpo", "sft"),
+    *("kto", "bco", "apo-zero-unpaired"),
+)
+"""Names that `objective` may hold. What they stand for says `objectives.TABLE`."""
+
+
 class ObjectiveSettings(Section):
     """Which loss, and its hyperparameters; None takes the objective's own default. A setting that the objective does not have is refused."""
 
     name: str = "dpo"
     """One of docs/objectives.md: dpo, robust-dpo, length-normalised-dpo, r-dpo, ld-dpo, dpop, rpo, f-dpo, wpo, beta-dpo, ipo, hinge, exo, discopop,
-    nca, sppo, apo-zero, apo-down, aot, aot-pair, simpo, orpo, cpo, sft."""
+    nca, sppo, apo-zero, apo-down, aot, aot-pair, simpo, orpo, cpo, sft; of single replies kto, bco, apo-zero-unpaired. Or a weighted sum of them:
+    `dpo + 0.2 sft`, which a recipe may also write as `objective: {dpo: 1.0, sft: 0.2}`."""
     beta: Positive | None = None
     """Strength of the tie to the reference, or scale of the reward (dpo: 0.1)."""
     label_smoothing: BelowHalf | None = None
@@ -81,8 +90,24 @@ class ObjectiveSettings(Section):
     """DiscoPOP's τ: how sharply it goes from the logistic to the exponential loss."""
     sensitivity: NotNegative | None = None
     """β-DPO's α: how far β follows the step's mean margin."""
-    threshold: Finite | None = None
-    """β-DPO's M₀: the mean margin at which β is what `beta` says."""
+    desirable_weight: Positive | None = None
+    """KTO's λ_D: what a good reply counts."""
+    undesirable_weight: Positive | None = None
+    """KTO's λ_U: what a bad reply counts."""
+    margin_scale: NotNegative | None = None
+    """Nats by which the log-ratios of a pair shall differ for each unit of its record's `margin`. 0, the default: margins are not looked at."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sum_of_terms(cls, settings: Any) -> Any:
+        """`{dpo: 1.0, sft: 0.2}` is the sum of these objectives; what else the section holds are settings."""
+        terms = {name: weight for name, weight in settings.items() if name in OBJECTIVES} if isinstance(settings, dict) else {}
+        if not terms or "name" in settings:
+            return settings
+        if not all(isinstance(weight, int | float) and weight > 0 for weight in terms.values()):
+            raise ValueError(f"the weights of {', '.join(terms)} must be numbers above 0")
+        rest = {name: value for name, value in settings.items() if name not in terms}
+        return {**rest, "name": " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())}
 
     def given(self) -> dict[str, Any]:
         """The hyperparameters that were set."""
@@ -121,6 +146,8 @@ class TrainSettings(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped_steps: CountOrZero = 3
+    """Steps whose loss or gradient is not finite are skipped; the run stops at the next one after so many."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward and backward pass. auto: bf16 where the processor is fast at it."""
     gradient_checkpointing: bool = False
@@ -148,7 +175,7 @@ class EvalSettings(Section):
     """Held-out prompts whose replies before and after are shown side by side."""
 
 
-NOT_SHAPING: Any = {"out": True, "eval": True, "audit": True, "train": {"tokens_per_batch", "gradient_checkpointing"}}
+NOT_SHAPING: Any = {"out": True, "eval": True, "audit": True, "train": {"tokens_per_batch", "gradient_checkpointing", "max_skipped_steps"}}
 """Settings under which a run may go on although they have changed."""
 
 

@@ -58,7 +58,7 @@ def _check_data(recipe: Recipe, manifest: dict[str, Any]) -> list[Check]:
         why = f"{', '.join(gone)} cannot be read from here (relative paths are those of the folder in which the run was started)"
         return [Check(name, "not checked", why) for name in names.values()]
     try:
-        sides = read_sides(recipe.data)
+        sides = read_sides(recipe.data, unpaired=True)
     except DataError as problem:
         return [Check(name, "differs", str(problem)) for name in names.values()]
     checks = []

@@ -101,7 +101,7 @@ def pair(chosen="Paris is nice", rejected="Paris was nice", prompt=None, **field
 
 
 def encode(tokenizer, *pairs, max_length=10_000, chat_template="own"):
-    return Encoder(tokenizer, chat_template=chat_template, max_length=max_length).encode_pairs(pairs)
+    return Encoder(tokenizer, chat_template=chat_template, max_length=max_length).encode(pairs)
 
 
 def rendered(tokenizer, messages):
@@ -131,7 +131,7 @@ def test_pitfall_1_no_token_merges_over_the_boundary():
 def test_pitfall_1_plain_text_keeps_a_leading_space_in_the_response():
     tokenizer = byte_level()
     jointly = tokenizer("Q: Paris", add_special_tokens=False)["input_ids"]
-    example = Encoder(tokenizer, chat_template="none", max_length=100).encode_pair(pair(" Paris", " Hello", prompt=user("Q:")))
+    example = Encoder(tokenizer, chat_template="none", max_length=100).encode_one(pair(" Paris", " Hello", prompt=user("Q:")))
     assert tuple(jointly[: len(example.prompt_ids)]) != example.prompt_ids
     assert [text_of(tokenizer, ids) for ids in (example.prompt_ids, example.chosen_ids, example.rejected_ids)] == ["Q:", " Paris</s>", " Hello</s>"]
 
@@ -161,7 +161,7 @@ def test_pitfall_1_prompt_and_response_together_are_the_rendering(template):
 @settings(max_examples=60, deadline=None)
 @given(content=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_pitfall_1_any_reply_is_spelled_in_full(content):
-    encoded = BYTE_LEVEL_CHATML.encode_pairs([pair(chosen=content, rejected=content + "!")])
+    encoded = BYTE_LEVEL_CHATML.encode([pair(chosen=content, rejected=content + "!")])
     [example] = encoded.examples
     assert text_of(BYTE_LEVEL_CHATML_TOKENIZER, example.chosen_ids) == content + "<|im_end|>"
     assert example.chosen_ids.count(BYTE_LEVEL_CHATML.end_token_id) == 1
@@ -217,7 +217,7 @@ def test_pitfall_1_a_space_that_cannot_be_kept_out_is_named():
 def test_pitfall_2_a_response_ends_with_the_templates_end_token_once(template):
     tokenizer = byte_level(template)
     encoder = Encoder(tokenizer, max_length=1000)
-    example = encoder.encode_pair(pair())
+    example = encoder.encode_one(pair())
     assert encoder.end_token_id == tokenizer.convert_tokens_to_ids(END_OF[template])
     for ids in (example.chosen_ids, example.rejected_ids):
         assert ids[-1] == encoder.end_token_id
@@ -230,13 +230,13 @@ def test_pitfall_2_an_end_token_in_the_data_is_not_doubled(template, after):
     tokenizer = byte_level(template)
     encoder = Encoder(tokenizer, max_length=1000)
     end = END_OF[template]
-    clean, closed = encoder.encode_pair(pair("Paris is", "no")), encoder.encode_pair(pair(f"Paris is{end}{after.format(end=end)}", "no"))
+    clean, closed = encoder.encode_one(pair("Paris is", "no")), encoder.encode_one(pair(f"Paris is{end}{after.format(end=end)}", "no"))
     assert clean.chosen_ids == closed.chosen_ids
 
 
 def test_pitfall_2_plain_text_ends_with_eos_once():
     tokenizer = byte_level()
-    example = Encoder(tokenizer, chat_template="none", max_length=100).encode_pair(pair("Paris", "Hello</s>"))
+    example = Encoder(tokenizer, chat_template="none", max_length=100).encode_one(pair("Paris", "Hello</s>"))
     assert example.chosen_ids[-1] == tokenizer.eos_token_id
     assert text_of(tokenizer, example.rejected_ids) == "Hello</s>"
 
@@ -253,7 +253,7 @@ def test_pitfall_2_a_tag_before_the_end_token_is_scored_with_it():
     tokenizer.add_tokens([AddedToken("</answer>", special=False), AddedToken("<|im_end", special=True)])
     encoder = Encoder(tokenizer, max_length=100)
     assert text_of(tokenizer, [encoder.end_token_id]) == "<|im_end|>"
-    assert text_of(tokenizer, encoder.encode_pair(pair()).chosen_ids) == "Paris is nice</answer><|im_end|>"
+    assert text_of(tokenizer, encoder.encode_one(pair()).chosen_ids) == "Paris is nice</answer><|im_end|>"
 
 
 def test_pitfall_2_a_blank_added_token_does_not_end_a_turn():
@@ -295,9 +295,9 @@ def test_pitfall_3_a_pair_that_does_not_fit_is_dropped_and_named_not_cut():
 def test_pitfall_3_a_single_record_that_does_not_fit_is_an_error():
     encoder = Encoder(byte_level(CHATML), max_length=5)
     with pytest.raises(DataError, match=r"pair p1 .*data\.max_length is 5"):
-        encoder.encode_pair(pair())
+        encoder.encode_one(pair())
     with pytest.raises(DataError, match=r"record up7 .*data\.max_length = 5"):
-        encoder.encode_labelled(Labelled(user(), reply("Paris"), True, id="up7"))
+        encoder.encode_one(Labelled(user(), reply("Paris"), True, id="up7"))
 
 
 # The beginning of a sequence
@@ -351,7 +351,7 @@ def test_pitfall_16_replies_that_become_the_same_tokens_are_dropped():
     assert [example.id for example in encoded.examples] == ["real"]
     assert [(dropped.id, dropped.reason) for dropped in encoded.dropped] == [("tie", "its two replies are the same tokens")]
     with pytest.raises(DataError, match=r"pair tie .*same tokens"):
-        Encoder(byte_level(LLAMA3), max_length=100).encode_pair(pair("Paris", "Paris ", id="tie"))
+        Encoder(byte_level(LLAMA3), max_length=100).encode_one(pair("Paris", "Paris ", id="tie"))
 
 
 @pytest.mark.parametrize("template", [CHATML, QWEN3, None], ids=["chatml", "qwen3", "plain"])
@@ -360,7 +360,7 @@ def test_pitfall_17_an_empty_reply_is_refused(template, nothing):
     with pytest.raises(DataError, match="pair p1, rejected: the reply is empty"):
         encode(byte_level(template), pair(rejected=nothing.format(end=END_OF.get(template, EOS))), chat_template="own" if template else "none")
     with pytest.raises(DataError, match="the reply is empty"):
-        Encoder(byte_level(CHATML), max_length=100).encode_labelled(Labelled(user(), (), False))
+        Encoder(byte_level(CHATML), max_length=100).encode_one(Labelled(user(), (), False))
 
 
 def test_pitfall_17_a_reply_that_the_template_leaves_out_is_refused():
@@ -460,7 +460,7 @@ def test_tool_calls_and_tools_reach_the_template():
     call = Message("assistant", "", {"tool_calls": [{"name": "find"}]})
     record = Pair(user(), (call, Message("tool", "Paris"), *reply("It is Paris.")), (call,), id="p1", meta={"tools": tools})
     encoder = Encoder(tokenizer, max_length=1000)
-    example = encoder.encode_pair(record)
+    example = encoder.encode_one(record)
     header = "<|header|>assistant<|header|>\n\n"
     assert text_of(tokenizer, example.prompt_ids).startswith('[{"type": "function"')
     assert example.prompt_ids == encoder.encode_prompt(record.prompt, tools) != encoder.encode_prompt(record.prompt)
@@ -473,7 +473,7 @@ def test_tool_calls_and_tools_reach_the_template():
 def test_a_template_renders_a_reply_to_nothing():
     tokenizer = byte_level(QWEN3)
     encoder = Encoder(tokenizer, max_length=100)
-    example = encoder.encode_pair(pair("Paris", "Hello", prompt=()))
+    example = encoder.encode_one(pair("Paris", "Hello", prompt=()))
     assert text_of(tokenizer, example.prompt_ids) == "<|im_start|>assistant\n"
     assert text_of(tokenizer, example.chosen_ids) == "<think>\n\n</think>\n\nParis<|im_end|>"
 
@@ -509,7 +509,7 @@ def test_records_encoded_together_and_one_by_one_are_the_same(monkeypatch):
     monkeypatch.setattr(chat, "CHUNK", 2)
     encoder = Encoder(byte_level(CHATML), max_length=1000)
     pairs = [pair(f"reply {i}", prompt=user(f"prompt {i % 3}"), id=str(i)) for i in range(7)]
-    assert encoder.encode_pairs(pairs).examples == [encoder.encode_pair(one) for one in pairs]
+    assert encoder.encode(pairs).examples == [encoder.encode_one(one) for one in pairs]
 
 
 def test_a_shared_prompt_is_rendered_once(monkeypatch):
@@ -524,7 +524,7 @@ def test_a_shared_prompt_is_rendered_once(monkeypatch):
 
     monkeypatch.setattr(tokenizer, "apply_chat_template", counting)
     monkeypatch.setattr(chat, "CHUNK", 4)
-    encoder.encode_pairs([pair(f"reply {i}", prompt=user(f"prompt {i % 2}")) for i in range(6)])
+    encoder.encode([pair(f"reply {i}", prompt=user(f"prompt {i % 2}")) for i in range(6)])
     assert rendered_prompts == ["prompt 0", "prompt 1"]
 
 
@@ -535,8 +535,8 @@ def test_records_without_an_id_are_named_by_their_number():
 
 def test_a_labelled_record_is_encoded_like_a_side_of_a_pair():
     encoder = Encoder(byte_level(CHATML), max_length=1000)
-    example = encoder.encode_pair(pair())
-    labelled = encoder.encode_labelled(Labelled(user(), reply("Paris is nice"), False, id="down"))
+    example = encoder.encode_one(pair())
+    labelled = encoder.encode_one(Labelled(user(), reply("Paris is nice"), False, id="down"))
     assert (labelled.prompt_ids, labelled.completion_ids, labelled.label, labelled.id) == (example.prompt_ids, example.chosen_ids, False, "down")
 
 

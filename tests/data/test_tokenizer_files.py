@@ -22,8 +22,8 @@ PAIRS = [
 
 def both(tokenizer, folder, chat_template="own"):
     tokenizer.save_pretrained(folder)
-    theirs = Encoder(tokenizer, chat_template=chat_template, max_length=10_000).encode_pairs(PAIRS[:2]).examples
-    ours = Encoder(FileTokenizer(folder), chat_template=chat_template, max_length=10_000).encode_pairs(PAIRS[:2]).examples
+    theirs = Encoder(tokenizer, chat_template=chat_template, max_length=10_000).encode(PAIRS[:2]).examples
+    ours = Encoder(FileTokenizer(folder), chat_template=chat_template, max_length=10_000).encode(PAIRS[:2]).examples
     return theirs, ours
 
 
@@ -38,7 +38,7 @@ def test_the_same_ids_without_a_template(tmp_path):
     pairs = [pair()]
     tokenizer = byte_level(adds_bos=True)
     tokenizer.save_pretrained(tmp_path)
-    examples = [Encoder(t, chat_template="none", max_length=99).encode_pairs(pairs).examples for t in (tokenizer, FileTokenizer(tmp_path))]
+    examples = [Encoder(t, chat_template="none", max_length=99).encode(pairs).examples for t in (tokenizer, FileTokenizer(tmp_path))]
     assert examples[0] == examples[1]
     assert examples[0][0].prompt_ids[0] == tokenizer.bos_token_id
 
@@ -46,7 +46,7 @@ def test_the_same_ids_without_a_template(tmp_path):
 def test_tokens_are_counted_as_they_are_trained_on(tmp_path):
     tokenizer = byte_level(LLAMA3)
     tokenizer.save_pretrained(tmp_path)
-    examples = Encoder(tokenizer, max_length=10_000).encode_pairs(PAIRS).examples
+    examples = Encoder(tokenizer, max_length=10_000).encode(PAIRS).examples
     counted = TokenCounter(tmp_path)(PAIRS)
     assert counted.tolist() == [[len(e.prompt_ids), len(e.chosen_ids), len(e.rejected_ids)] for e in examples]
     assert TokenCounter(tmp_path)([]).shape == (0, 3)

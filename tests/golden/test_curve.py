@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from likelier.data.chat import Encoder
-from likelier.logprobs.pairs import sequences_of
+from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.objectives import make_objective
@@ -40,7 +40,7 @@ def pairs():
 
 def losses(model, tokenizer, folder, *, engine="nodes", tokens_per_batch=256):
     """20 steps of 4 pairs: warm-up, cosine, clipping, three epochs and a third, full fine-tuning in fp32."""
-    examples = Encoder(tokenizer, max_length=256).encode_pairs(pairs()).examples
+    examples = Encoder(tokenizer, max_length=256).encode(pairs()).examples
     policy = Scorer(copy.deepcopy(model), engine=engine, precision="fp32")
     reference = ReferenceStore(folder / "reference", "tiny")
     fill(reference, policy, sequences_of(examples), tokens_per_batch=tokens_per_batch)

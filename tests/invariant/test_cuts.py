@@ -8,7 +8,7 @@ import torch
 
 from likelier.errors import RecipeError
 from likelier.examples import PreferenceExample
-from likelier.logprobs.pairs import cut_pairs, sequences_of
+from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
@@ -35,7 +35,7 @@ def examples():
 
 def budget_for(examples, batches):
     """The smallest `tokens_per_batch` that cuts `examples` into this many batches."""
-    return next(budget for budget in range(1, 2000) if len(cut_pairs(examples, budget)) == batches)
+    return next(budget for budget in range(1, 2000) if len(cut_examples(examples, budget)) == batches)
 
 
 def one_step(model, examples, tokens_per_batch, engine, objective, folder):
@@ -65,7 +65,7 @@ BOUNDS = {"discopop": 5e-6, "f-dpo": 5e-6}
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.couples_pairs])
 def test_any_cut_gives_the_same_gradient(chat_model, examples, tmp_path, engine, name):
     objective = make_objective(name)
-    sizes = {batches: [len(batch) for batch in cut_pairs(examples, budget_for(examples, batches))] for batches in (1, 2, 3, PAIRS)}
+    sizes = {batches: [len(batch) for batch in cut_examples(examples, budget_for(examples, batches))] for batches in (1, 2, 3, PAIRS)}
     assert sizes[1] == [PAIRS]
     assert sizes[PAIRS] == [1] * PAIRS
     assert len(set(sizes[3])) > 1

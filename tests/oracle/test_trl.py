@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from likelier.data.chat import Encoder
-from likelier.logprobs.pairs import score_pairs, sequences_of
+from likelier.logprobs.examples import score_examples, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
@@ -22,7 +22,7 @@ from likelier.recipe import TrainSettings
 from likelier.records import Message, Pair
 from likelier.rundir import RunDir
 from likelier.train.loop import fit
-from likelier.train.order import PairOrder
+from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -56,7 +56,7 @@ def made_up_pairs():
 
 @pytest.fixture
 def examples(chat_tokenizer):
-    encoded = Encoder(chat_tokenizer, max_length=1024).encode_pairs(made_up_pairs())
+    encoded = Encoder(chat_tokenizer, max_length=1024).encode(made_up_pairs())
     assert len(encoded.examples) == 24
     return encoded.examples
 
@@ -134,7 +134,7 @@ def test_ten_steps_of_dpo(chat_model, examples, reference, trl_trainer, tmp_path
         precision="fp32",
         checkpoint_every=0,
     )
-    order = PairOrder(examples, settings)
+    order = ExampleOrder(examples, settings)
     in_order = [example for step in range(STEPS) for example in order.step(step)]
     trainer = trl_trainer(
         in_order,
@@ -330,7 +330,7 @@ def cpo_row(example):
 
 def losses_and_gradients(policy, reference, batch, objective):
     policy = Scorer(copy.deepcopy(policy), engine="nodes", precision="fp32")
-    losses_B = objective.losses(score_pairs(policy, reference, batch))
+    losses_B = objective.losses(score_examples(policy, reference, batch))
     losses_B.mean().backward()
     return losses_B.tolist(), gradients_of(policy.model)
 

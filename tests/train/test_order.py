@@ -7,7 +7,7 @@ import pytest
 
 from likelier.examples import PreferenceExample
 from likelier.recipe import TrainSettings
-from likelier.train.order import PairOrder, learning_rate
+from likelier.train.order import ExampleOrder, learning_rate
 
 
 def examples(count: int) -> list[PreferenceExample]:
@@ -16,7 +16,7 @@ def examples(count: int) -> list[PreferenceExample]:
 
 @pytest.mark.parametrize("count, per_step, epochs", [(23, 4, 1), (23, 4, 3), (7, 16, 2), (10, 5, 1.5), (1, 1, 1)])
 def test_every_epoch_takes_every_pair_once(count, per_step, epochs):
-    order = PairOrder(examples(count), TrainSettings(pairs_per_step=per_step, epochs=epochs))
+    order = ExampleOrder(examples(count), TrainSettings(pairs_per_step=per_step, epochs=epochs))
     taken = [pair.id for step in range(order.steps) for pair in order.step(step)]
     assert len(taken) == round(epochs * count)
     for epoch in range(int(epochs)):
@@ -25,7 +25,7 @@ def test_every_epoch_takes_every_pair_once(count, per_step, epochs):
 
 def test_order_depends_on_seed_and_epoch_and_nothing_else():
     def order(seed):
-        return PairOrder(examples(40), TrainSettings(pairs_per_step=40, epochs=2, seed=seed))
+        return ExampleOrder(examples(40), TrainSettings(pairs_per_step=40, epochs=2, seed=seed))
 
     assert order(0).step(1) == order(0).step(1)
     assert order(0).step(0) != order(0).step(1)
@@ -33,13 +33,13 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
 
 
 def test_pairs_of_one_prompt_stay_together():
-    order = PairOrder(examples(40), TrainSettings(pairs_per_step=40))
+    order = ExampleOrder(examples(40), TrainSettings(pairs_per_step=40))
     prompts = [pair.prompt_ids for pair in order.step(0)]
     assert all(prompts[n] == prompts[n + 1] for n in range(0, 40, 2))
 
 
 def test_max_steps_cuts():
-    assert PairOrder(examples(40), TrainSettings(pairs_per_step=4, max_steps=3)).steps == 3
+    assert ExampleOrder(examples(40), TrainSettings(pairs_per_step=4, max_steps=3)).steps == 3
 
 
 @pytest.mark.parametrize("schedule, last", [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])

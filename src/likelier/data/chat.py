@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 from likelier.data.rendering import ChatTemplate, PlainText, Tokenizer, Turn, given_template
 from likelier.errors import DataError, ModelError
-from likelier.examples import Ids, LabelledExample, PreferenceExample
-from likelier.records import Labelled, Messages, Pair
+from likelier.examples import Example, Ids, LabelledExample, PreferenceExample
+from likelier.records import Messages, Pair, Record
 
-CHUNK = 1024  # pairs whose texts are held at once
+CHUNK = 1024  # records whose texts are held at once
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A pair that is not trained on, and why."""
+    """A record that is not trained on, and why."""
 
     id: str
     reason: str
@@ -34,12 +34,12 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Pairs as examples, and what there is to report about the way there."""
+    """Records as examples, and what there is to report about the way there."""
 
-    examples: list[PreferenceExample]
+    examples: list[Example]
     dropped: list[Dropped]
     boundary_mismatches: list[str]
-    """Ids of pairs, kept, of which a response's tokens after its prompt's do not decode to the text that the template writes there."""
+    """Ids of records, kept, of which a response's tokens after its prompt's do not decode to the text that the template writes there."""
 
 
 class Encoder:
@@ -61,47 +61,39 @@ class Encoder:
         self._end_ids = {self.end_token_id, *tokenizer.added_tokens_decoder}
         self._adds_bos = chat_template == "none" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
-    def encode_pairs(self, pairs: Sequence[Pair]) -> Encoded:
-        """All pairs that fit and whose replies differ, in their order; the others are named.
+    def encode(self, records: Sequence[Record]) -> Encoded:
+        """All records that fit, and of pairs those whose replies differ, in their order; the others are named.
 
-        Raises DataError for an empty reply, and whatever the template's rendering raises; the message names the pair.
+        Raises DataError for an empty reply, and whatever the template's rendering raises; the message names the record.
         """
         encoded = Encoded([], [], [])
         prompts: dict[str, _Prompt] = {}
-        for first in range(0, len(pairs), CHUNK):
-            chunk = [(pair.id or f"number {number}", pair) for number, pair in enumerate(pairs[first : first + CHUNK], first + 1)]
-            sequences = self._encode([turn for name, pair in chunk for turn in _turns(pair, f"pair {name}")], prompts)
-            for (name, pair), chosen, rejected in zip(chunk, sequences[::2], sequences[1::2], strict=True):
-                example = PreferenceExample(chosen.prompt_ids, chosen.response_ids, rejected.response_ids, pair.id)
+        for first in range(0, len(records), CHUNK):
+            chunk = [(record.id or f"number {number}", record) for number, record in enumerate(records[first : first + CHUNK], first + 1)]
+            sequences = iter(self._encode([turn for name, record in chunk for turn in _turns(record, name)], prompts))
+            for name, record in chunk:
+                replies = [next(sequences) for _ in range(2 if isinstance(record, Pair) else 1)]
+                example = _example(record, replies)
                 if reason := self._unusable(example):
                     encoded.dropped.append(Dropped(name, reason))
                     continue
                 encoded.examples.append(example)
-                if not (chosen.spelled and rejected.spelled):
+                if not all(reply.spelled for reply in replies):
                     encoded.boundary_mismatches.append(name)
         return encoded
 
     def lengths(self, pairs: Sequence[Pair]) -> list[tuple[int, int, int]]:
-        """Tokens of each pair's prompt, chosen and rejected, whether it fits or not. Raises as `encode_pairs` does."""
-        sequences = self._encode([turn for number, pair in enumerate(pairs, 1) for turn in _turns(pair, f"pair {pair.id or number}")], {})
+        """Tokens of each pair's prompt, chosen and rejected, whether it fits or not. Raises as `encode` does."""
+        sequences = self._encode([turn for number, pair in enumerate(pairs, 1) for turn in _turns(pair, pair.id or str(number))], {})
         both = zip(sequences[::2], sequences[1::2], strict=True)
         return [(len(chosen.prompt_ids), len(chosen.response_ids), len(rejected.response_ids)) for chosen, rejected in both]
 
-    def encode_pair(self, pair: Pair) -> PreferenceExample:
-        """One pair. Raises DataError where `encode_pairs` would drop it."""
-        encoded = self.encode_pairs([pair])
+    def encode_one(self, record: Record) -> Example:
+        """One record. Raises DataError where `encode` would drop it."""
+        encoded = self.encode([record])
         for dropped in encoded.dropped:
-            raise DataError(f"pair {dropped.id} cannot be used: {dropped.reason}.")
+            raise DataError(f"{_kind(record)} {dropped.id} cannot be used: {dropped.reason}.")
         return encoded.examples[0]
-
-    def encode_labelled(self, record: Labelled) -> LabelledExample:
-        """One unpaired record. Raises DataError for an empty completion and for one that does not fit."""
-        name = f"record {record.id or '(without id)'}"
-        [sequence] = self._encode([Turn(record.prompt, record.completion, record.meta.get("tools"), name)], {})
-        example = LabelledExample(sequence.prompt_ids, sequence.response_ids, record.label, record.id)
-        if len(example) > self.max_length:
-            raise DataError(f"{name} has {len(example)} tokens, more than data.max_length = {self.max_length}. Raise it or leave the record out.")
-        return example
 
     def encode_prompt(self, messages: Messages, tools: Any = None) -> Ids:
         """What the model is given to generate a reply: the same ids as an example's `prompt_ids`."""
@@ -148,12 +140,13 @@ class Encoder:
         for (i, _), sequence in zip(kept, retried, strict=True):
             sequences[i] = sequence
 
-    def _unusable(self, example: PreferenceExample) -> str | None:
-        if example.chosen_ids == example.rejected_ids:
+    def _unusable(self, example: Example) -> str | None:
+        if len(example.replies) > 1 and example.replies[0] == example.replies[1]:
             return "its two replies are the same tokens"
         if len(example) > self.max_length:
-            prompt, chosen, rejected = len(example.prompt_ids), len(example.chosen_ids), len(example.rejected_ids)
-            return f"{len(example)} tokens (prompt {prompt}, chosen {chosen}, rejected {rejected}), data.max_length is {self.max_length}"
+            sides = ("chosen", "rejected") if len(example.replies) > 1 else ("reply",)
+            parts = ", ".join(f"{side} {len(reply)}" for side, reply in zip(sides, example.replies, strict=True))
+            return f"{len(example)} tokens (prompt {len(example.prompt_ids)}, {parts}), data.max_length is {self.max_length}"
         return None
 
     def _prompt_ids(self, texts: Sequence[str]) -> list[Ids]:
@@ -205,9 +198,20 @@ class _Sequence(NamedTuple):
     spelled: bool  # the ids decode to the text
 
 
-def _turns(pair: Pair, name: str) -> list[Turn]:
-    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
-    return [Turn(pair.prompt, reply, pair.meta.get("tools"), f"{name}, {side}") for side, reply in sides.items()]
+def _turns(record: Record, name: str) -> list[Turn]:
+    sides = {", chosen": record.chosen, ", rejected": record.rejected} if isinstance(record, Pair) else {"": record.completion}
+    return [Turn(record.prompt, reply, record.meta.get("tools"), f"{_kind(record)} {name}{side}") for side, reply in sides.items()]
+
+
+def _kind(record: Record) -> str:
+    return "pair" if isinstance(record, Pair) else "record"
+
+
+def _example(record: Record, replies: Sequence[_Sequence]) -> Example:
+    prompt_ids, first = replies[0].prompt_ids, replies[0].response_ids
+    if isinstance(record, Pair):
+        return PreferenceExample(prompt_ids, first, replies[1].response_ids, record.id, record.weight, record.margin)
+    return LabelledExample(prompt_ids, first, record.label, record.id, record.weight)
 
 
 def _sha256(text: str) -> str:

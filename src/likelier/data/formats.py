@@ -201,7 +201,10 @@ def _only_pairs(records: Iterable[tuple[Row, Record]], on_bad: OnBad) -> Iterato
         if isinstance(each, Pair):
             yield row, each
         else:
-            fault = "this row judges one reply (`completion` and `label`), and pairs are needed here. Leave the file out, or give pairs."
+            fault = (
+                "this row judges one reply (`completion` and `label`), and pairs are needed here. "
+                "Give pairs; or train on single replies, by objective.name kto, bco or apo-zero-unpaired."
+            )
             on_bad(DataError(fault, kind="unpaired", where=row.where))
 
 

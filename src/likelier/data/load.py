@@ -1,73 +1,94 @@
-"""From a recipe's data settings to training and held-out pairs: read, split, check for leaks. Every stage of a run calls this and gets the same."""
+"""From a recipe's data settings to training and held-out records: read, split, check for leaks. Every stage of a run calls this and gets the same."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from likelier.data.chat import Encoded, Encoder
-from likelier.data.formats import read_all
+from likelier.data.formats import read_all, read_records
 from likelier.data.leaks import check_leaks
 from likelier.data.split import prompt_key, split_pairs
 from likelier.data.version import dataset_id
 from likelier.errors import DataError
-from likelier.examples import PreferenceExample
+from likelier.examples import Example, LabelledExample, with_others
 from likelier.metrics import histogram, length_summary
 from likelier.recipe import DataSettings
-from likelier.records import Pair
+from likelier.records import Labelled, Pair, Record
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the split: its pairs and what became of them as examples. `pairs` holds only those that have an example, in the same order."""
+    """One side of the split: its records and what became of them as examples. `records` holds only those that have an example, in the same order."""
 
     sources: tuple[str, ...]
-    pairs: list[Pair]
+    records: list[Record]
     encoded: Encoded
     id: str
 
     @property
-    def examples(self) -> list[PreferenceExample]:
+    def examples(self) -> list[Example]:
         return self.encoded.examples
 
+    @property
+    def pairs(self) -> list[Pair]:
+        """The records that are pairs."""
+        return [record for record in self.records if isinstance(record, Pair)]
+
+    def with_others(self) -> "Side":
+        """The same side, its examples with replies to other prompts (`examples.with_others`)."""
+        return replace(self, encoded=replace(self.encoded, examples=with_others(self.examples)))
+
     def summary(self) -> dict[str, Any]:
-        """The manifest's account of it."""
-        lengths = {
-            "prompt": [len(e.prompt_ids) for e in self.examples],
-            "chosen": [len(e.chosen_ids) for e in self.examples],
-            "rejected": [len(e.rejected_ids) for e in self.examples],
-        }
+        """The manifest's account of it. `unpaired` counts good and bad replies that are judged alone; their tokens count with the chosen and the
+        rejected ones."""
+        alone = [record.label for record in self.records if isinstance(record, Labelled)]
+        lengths: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}
+        for example in self.examples:
+            lengths["prompt"].append(len(example.prompt_ids))
+            if isinstance(example, LabelledExample):
+                lengths["chosen" if example.label else "rejected"].append(len(example.completion_ids))
+            else:
+                lengths["chosen"].append(len(example.chosen_ids))
+                lengths["rejected"].append(len(example.rejected_ids))
+        both_sides = all(lengths.values())
         return {
             "id": self.id,
             "sources": list(self.sources),
-            "pairs": len(self.pairs),
-            "prompts": len({prompt_key(pair.prompt) for pair in self.pairs}),
+            "pairs": len(self.records) - len(alone),
+            **({"unpaired": {"good": sum(alone), "bad": len(alone) - sum(alone)}} if alone else {}),
+            "prompts": len({prompt_key(record.prompt) for record in self.records}),
             "dropped": [{"id": d.id, "reason": d.reason} for d in self.encoded.dropped],
             "boundary_mismatches": len(self.encoded.boundary_mismatches),
-            "tokens": {name: length_summary(values) for name, values in lengths.items()} if self.pairs else {},
-            "histogram": histogram(lengths) if self.pairs else {},
-            "reasons": dict(Counter(pair.reason for pair in self.pairs if pair.reason)),
+            "tokens": {name: length_summary(values) for name, values in lengths.items() if values},
+            "histogram": histogram(lengths) if both_sides else {},
+            "reasons": dict(Counter(record.reason for record in self.records if record.reason)),
         }
 
 
-def load_sides(settings: DataSettings, encoder: Encoder) -> tuple[Side, Side]:
-    """(training, held-out). Raises DataError for unusable data and Refused for a prompt that stands on both sides, as it is or nearly so."""
-    train, held_out = read_sides(settings)
+def load_sides(settings: DataSettings, encoder: Encoder, *, unpaired: bool = False) -> tuple[Side, Side]:
+    """(training, held-out). Raises DataError for unusable data, which without `unpaired` single replies are, and Refused for a prompt that stands
+    on both sides, as it is or nearly so."""
+    train, held_out = read_sides(settings, unpaired=unpaired)
     check_leaks(train, held_out)
     return _side(settings.train, train, encoder, required=True), _side(settings.eval or settings.train, held_out, encoder)
 
 
-def read_sides(settings: DataSettings) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of both sides as the files hold them, before any is dropped. Raises DataError for unusable data."""
-    train = read_all(settings.train)
-    return (train, read_all(settings.eval)) if settings.eval else split_pairs(train, eval_fraction=settings.eval_fraction)
+def read_sides(settings: DataSettings, *, unpaired: bool = False) -> tuple[list[Record], list[Record]]:
+    """The records of both sides as the files hold them, before any is dropped. Raises DataError for unusable data."""
+    train = _read(settings.train, unpaired)
+    return (train, _read(settings.eval, unpaired)) if settings.eval else split_pairs(train, eval_fraction=settings.eval_fraction)
 
 
-def _side(sources: tuple[str, ...], pairs: Sequence[Pair], encoder: Encoder, *, required: bool = False) -> Side:
-    encoded = encoder.encode_pairs(pairs)
+def _read(sources: tuple[str, ...], unpaired: bool) -> list[Record]:
+    return list(read_records(*sources)) if unpaired else list(read_all(sources))
+
+
+def _side(sources: tuple[str, ...], records: Sequence[Record], encoder: Encoder, *, required: bool = False) -> Side:
+    encoded = encoder.encode(records)
     dropped = {d.id for d in encoded.dropped}
-    kept = [pair for pair in pairs if pair.id not in dropped]
+    kept = [record for record in records if record.id not in dropped]
     if required and not kept:
         first = f" The first: {encoded.dropped[0].id}: {encoded.dropped[0].reason}." if encoded.dropped else ""
-        raise DataError(f"{', '.join(sources)}: no pair is left to train on ({len(dropped)} dropped).{first}")
+        raise DataError(f"{', '.join(sources)}: nothing is left to train on ({len(dropped)} dropped).{first}")
     return Side(sources, kept, encoded, dataset_id(kept))

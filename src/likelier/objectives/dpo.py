@@ -4,6 +4,7 @@ In the formulas h = log π/π_ref(y_w) − log π/π_ref(y_l), which is `Logps.l
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,8 @@ def ld_dpo(logps: Logps, *, beta: Positive = 0.1, tail_weight: Fraction = 0.5) -
 def desensitised(logps: Logps, tail_weight: float) -> Logps:
     """The pairs where what stands beyond the shorter response's length counts `tail_weight`."""
     shorter_B = torch.minimum(logps.chosen.lengths_B, logps.rejected.lengths_B)
-    return Logps(*(side.with_tail_scaled(shorter_B, tail_weight) for side in (logps.chosen, logps.rejected)))
+    chosen, rejected = (side.with_tail_scaled(shorter_B, tail_weight) for side in (logps.chosen, logps.rejected))
+    return replace(logps, chosen=chosen, rejected=rejected)
 
 
 def dpop(logps: Logps, *, beta: Positive = 0.3, chosen_penalty: NotNegative = 50.0) -> Tensor:

@@ -1,19 +1,22 @@
-"""What an objective of pairs reads: per-token log-probabilities of policy and reference, both sides.
+"""What an objective reads: per-token log-probabilities of policy and reference, both sides.
 
-Shape legend, here and in every room of this package: B pairs, N response tokens of one side, all pairs end to end.
+Shape legend, here and in every room of this package: B pairs (or replies of one side), N response tokens of one side, all end to end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+POINT_MOMENTUM = 0.9
+"""How much of a moving `Logps.point` stays at each step."""
+
 
 @dataclass(frozen=True)
 class Responses:
-    """One side of B pairs: per-token log-probabilities under policy and reference, and how many tokens each response has.
+    """One side of B pairs, or B replies: per-token log-probabilities under policy and reference, and how many tokens each response has.
 
     Lengths were decided where ids were made and are never read back from values. `reference_N` is None for objectives without a reference.
     """
@@ -67,24 +70,38 @@ class Responses:
 
 @dataclass(frozen=True)
 class Logps:
-    """What an objective of pairs reads."""
+    """What an objective reads.
+
+    Of pairs, `chosen` and `rejected` hold the two sides in the same order. An unpaired objective takes `chosen` for the good replies and `rejected`
+    for the bad ones, as many as there are of each, so that pairs are as good to it as single replies, and so is a mixture.
+    """
 
     chosen: Responses
     rejected: Responses
+    margins_B: Tensor | None = None  # how much better the chosen one is, in the annotator's scale; 0 where the record does not say
+    offsets_B: Tensor | None = None  # nats by which the log-ratios shall at least differ
+    point: Tensor | float = 0.0  # () what an objective compares rewards with, where it says so
 
     @property
     def log_ratio_gap_B(self) -> Tensor:
-        """log π/π_ref(y_w) − log π/π_ref(y_l): h in the formulas."""
-        return self.chosen.log_ratio_B - self.rejected.log_ratio_B
+        """log π/π_ref(y_w) − log π/π_ref(y_l) − offset: h in the formulas, which know no offset (Amini et al. 2024, "ODPO")."""
+        gap_B = self.chosen.log_ratio_B - self.rejected.log_ratio_B
+        return gap_B if self.offsets_B is None else gap_B - self.offsets_B
+
+    def asking_for(self, margin_scale: float) -> "Logps":
+        """The same where each pair's log-ratios shall differ by `margin_scale` nats for each unit of its margin."""
+        return self if self.margins_B is None or not margin_scale else replace(self, offsets_B=margin_scale * self.margins_B)
 
     def with_policy_at_reference(self) -> "Logps":
         """What an untrained policy would give: the losses that a run must begin with."""
-        return Logps(self.chosen.with_policy_at_reference(), self.rejected.with_policy_at_reference())
+        return replace(self, chosen=self.chosen.with_policy_at_reference(), rejected=self.rejected.with_policy_at_reference(), point=0.0)
 
     @staticmethod
     def joined(parts: "Sequence[Logps]") -> "Logps":
-        """The pairs of all parts, end to end."""
-        return Logps(_joined([part.chosen for part in parts]), _joined([part.rejected for part in parts]))
+        """The pairs of all parts, end to end; of the first part's point, which is the same for all."""
+        margins = [part.margins_B for part in parts if part.margins_B is not None]
+        sides = _joined([part.chosen for part in parts]), _joined([part.rejected for part in parts])
+        return Logps(*sides, margins_B=torch.cat(margins) if margins else None, point=parts[0].point)
 
 
 def two_pairs() -> Logps:
@@ -104,5 +121,7 @@ def _joined(parts: Sequence[Responses]) -> Responses:
 
 
 def _sums(values_N: Tensor, lengths_B: Tensor) -> Tensor:
+    if not len(lengths_B):
+        return values_N
     sums: Tensor = torch.segment_reduce(values_N, "sum", lengths=lengths_B, unsafe=True)
     return sums

@@ -6,8 +6,8 @@ There still is one loss a pair, in the order of the pairs: each value is matched
 import torch.nn.functional as F
 from torch import Tensor
 
-from likelier.objectives.logps import Logps
-from likelier.section import Finite, NotNegative, Positive
+from likelier.objectives.logps import POINT_MOMENTUM, Logps
+from likelier.section import NotNegative, Positive
 
 LEAST_BETA = 1e-3
 """Where the dynamic β ends: below 0 it would turn preferences round."""
@@ -55,18 +55,20 @@ def of_same_rank(values_B: Tensor, ranked_B: Tensor) -> Tensor:
     return values_B.sort(stable=True).values[rank_B]
 
 
-def beta_dpo(logps: Logps, *, beta: Positive = 0.1, sensitivity: NotNegative = 0.6, threshold: Finite = 0.0) -> Tensor:
-    """DPO with a dynamic β (Wu et al. 2024, "β-DPO"): one β for the pairs of a step, higher where they are already far apart.
+def beta_dpo(logps: Logps, *, beta: Positive = 0.1, sensitivity: NotNegative = 0.6) -> Tensor:
+    """DPO with a dynamic β (Wu et al. 2024, "β-DPO"): one β for the pairs of a step, higher where they are further apart than in steps before.
 
-        L = −log σ(β′h),    β′ = β·[1 + α·(mean over the step of βh − M₀)], held constant, at least 0.001
+        L = −log σ(β′h),    β′ = β·[1 + α·(M − M₀)], held constant, at least 0.001,    M = mean over the step of βh
 
-    `sensitivity` is α and `threshold` M₀, which the paper moves along with the margins of past steps and a pure function does not. log 2 where
-    policy equals reference.
+    `sensitivity` is α. M₀ is the moving mean of M, this step's included: 0.9·`logps.point` + 0.1·M. The paper also leaves pairs out at random
+    whose margin is far from M₀; here every pair counts. log 2 where policy equals reference.
 
     >>> from likelier.objectives import two_pairs
     >>> beta_dpo(two_pairs())
-    tensor([0.5430, 0.6931])
+    tensor([0.5441, 0.6931])
     """
     gap_B = logps.log_ratio_gap_B
-    dynamic = beta * (1 + sensitivity * (beta * gap_B.detach().mean() - threshold))
+    mean = beta * gap_B.detach().mean()
+    usual = POINT_MOMENTUM * logps.point + (1 - POINT_MOMENTUM) * mean
+    dynamic = beta * (1 + sensitivity * (mean - usual))
     return -F.logsigmoid(dynamic.clamp(min=LEAST_BETA) * gap_B)

@@ -1,9 +1,9 @@
-"""TABLE: the objectives by name, each with its implicit reward and whether it needs a reference."""
+"""TABLE: the objectives by name, each with its implicit reward and what it needs; and their weighted sums."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from likelier.errors import RecipeError, did_you_mean
 from likelier.objectives.dpo import desensitised, dpo, dpop, f_dpo, f_score, ld_dpo, length_normalised_dpo, r_dpo, robust_dpo, rpo, wpo
-from likelier.objectives.logps import Logps
+from likelier.objectives.logps import POINT_MOMENTUM, Logps
 from likelier.objectives.margins import discopop, exo, hinge, ipo
 from likelier.objectives.reference_free import cpo, log_odds, orpo, sft, simpo
 from likelier.objectives.sides import apo_down, apo_zero, nca, sppo
 from likelier.objectives.steps import aot, aot_pair, beta_dpo
+from likelier.objectives.unpaired import apo_zero_unpaired, bco, kto
+from likelier.section import NotNegative
 
 Rewards = tuple[Tensor, Tensor]
-"""(B,) implicit rewards of chosen and rejected: what the losses drive apart."""
+"""Implicit rewards of chosen and rejected, (B,) each: what the losses drive apart."""
 
 
 def _ratio(logps: Logps, *, beta: float, **_: Any) -> Rewards:
@@ -62,38 +64,63 @@ def _log_odds(logps: Logps, **_: Any) -> Rewards:
 class Objective:
     """A row of TABLE; from `make_objective`, with its hyperparameters set, an objective ready for use."""
 
-    losses: Callable[..., Tensor]
-    reward: Callable[..., Rewards]  # of Logps and the hyperparameters
+    function: Callable[..., Tensor]  # of Logps and the hyperparameters
+    reward: Callable[..., Rewards]  # of the same
     needs_reference: bool = True
+    paired: bool = True  # one loss a pair; else one a reply, whether it comes from a pair or alone
     couples_pairs: bool = False  # a pair's loss depends on the other pairs of its step, so that a step must not be cut
+    reads_margin: bool = False  # a record's margin can be asked for: the loss is one of h
+    point_is_kl: bool = False  # `Logps.point` is KL(π ‖ π_ref), estimated at each step
+    point_follows: Callable[..., float] | None = None  # of a step's mean rewards and the hyperparameters: what `Logps.point` is a moving mean of
+    given: Mapping[str, Any] = field(default_factory=dict)
+    margin_scale: float = 0.0
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """Names and values, the function's own defaults included."""
-        parameters = inspect.signature(self.losses).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(self.given)
+
+    def losses(self, logps: Logps) -> Tensor:
+        """One loss a pair; of an unpaired objective one a reply, the good ones first."""
+        return self.function(logps.asking_for(self.margin_scale), **self.given)
 
     def rewards(self, logps: Logps) -> Rewards:
-        """(B,) implicit rewards of chosen and rejected, without gradient."""
+        """Implicit rewards of chosen and rejected (good and bad) replies, without gradient."""
         with torch.no_grad():
             return self.reward(logps, **self.hyperparameters)
 
+    def next_point(self, point: float, row: Mapping[str, float | None]) -> float:
+        """`Logps.point` after a step whose metrics are `row`: it moves a tenth of the way towards what it follows."""
+        if self.point_follows is None or None in (row["chosen_reward"], row["rejected_reward"]):
+            return point
+        return POINT_MOMENTUM * point + (1 - POINT_MOMENTUM) * self.point_follows(row, **self.hyperparameters)
+
+
+def _halfway(row: Mapping[str, float], *, beta: float, **_: Any) -> float:
+    """The log-ratio halfway between the mean rewards of both sides."""
+    return (row["chosen_reward"] + row["rejected_reward"]) / (2 * beta)
+
+
+def _margin(row: Mapping[str, float], **_: Any) -> float:
+    return row["margin"]
+
 
 TABLE: dict[str, Objective] = {
-    "dpo": Objective(dpo, _ratio),
-    "robust-dpo": Objective(robust_dpo, _ratio),
+    "dpo": Objective(dpo, _ratio, reads_margin=True),
+    "robust-dpo": Objective(robust_dpo, _ratio, reads_margin=True),
     "length-normalised-dpo": Objective(length_normalised_dpo, _mean_ratio),
-    "r-dpo": Objective(r_dpo, _ratio),
-    "ld-dpo": Objective(ld_dpo, _desensitised_ratio),
-    "dpop": Objective(dpop, _ratio),
-    "rpo": Objective(rpo, _ratio),
+    "r-dpo": Objective(r_dpo, _ratio, reads_margin=True),
+    "ld-dpo": Objective(ld_dpo, _desensitised_ratio, reads_margin=True),
+    "dpop": Objective(dpop, _ratio, reads_margin=True),
+    "rpo": Objective(rpo, _ratio, reads_margin=True),
     "f-dpo": Objective(f_dpo, _f_score),
-    "wpo": Objective(wpo, _ratio),
-    "beta-dpo": Objective(beta_dpo, _ratio, couples_pairs=True),
+    "wpo": Objective(wpo, _ratio, reads_margin=True),
+    "beta-dpo": Objective(beta_dpo, _ratio, couples_pairs=True, reads_margin=True, point_follows=_margin),
     "ipo": Objective(ipo, _ratio),
-    "hinge": Objective(hinge, _ratio),
-    "exo": Objective(exo, _ratio),
-    "discopop": Objective(discopop, _ratio),
+    "hinge": Objective(hinge, _ratio, reads_margin=True),
+    "exo": Objective(exo, _ratio, reads_margin=True),
+    "discopop": Objective(discopop, _ratio, reads_margin=True),
     "nca": Objective(nca, _ratio),
     "sppo": Objective(sppo, _ratio),
     "apo-zero": Objective(apo_zero, _ratio),
@@ -104,22 +131,88 @@ TABLE: dict[str, Objective] = {
     "orpo": Objective(orpo, _log_odds, needs_reference=False),
     "cpo": Objective(cpo, _logp, needs_reference=False),
     "sft": Objective(sft, _mean_logp, needs_reference=False),
+    "kto": Objective(kto, _ratio, paired=False, point_is_kl=True),
+    "bco": Objective(bco, _ratio, paired=False, point_follows=_halfway),
+    "apo-zero-unpaired": Objective(apo_zero_unpaired, _ratio, paired=False),
 }
 
 
 def make_objective(name: str, **hyperparameters: Any) -> Objective:
-    """The objective of that name with its hyperparameters set. Raises RecipeError for an unknown name, for a hyperparameter that it does not take,
-    and for a value out of the range that the function's signature gives."""
-    if name not in TABLE:
-        raise RecipeError(f"objective.name: there is no objective `{name}`.{did_you_mean(name, TABLE)} Known: {', '.join(TABLE)}.")
-    row = TABLE[name]
-    known, checked = inspect.signature(row.losses).parameters, {}
-    for given, value in hyperparameters.items():
-        if given not in row.hyperparameters:
-            takes = f"It takes: {', '.join(row.hyperparameters)}." if row.hyperparameters else "It takes none."
-            raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, row.hyperparameters)} {takes}")
+    """The objective called `name`, or the weighted sum that `name` is ("dpo + 0.2 sft"), with hyperparameters set; in a sum each goes to all
+    that take it. Raises RecipeError for an unknown name, for a hyperparameter that none takes, and for a value out of its range."""
+    terms = parse_sum(name)
+    taken: set[str] = set()
+    made = []
+    for _, term in terms:
+        if term not in TABLE:
+            known = f"Known: {', '.join(TABLE)}."
+            raise RecipeError(f"objective.name: there is no objective `{term}`.{did_you_mean(term, TABLE)} {known}")
+        own = {given: value for given, value in hyperparameters.items() if given in taken_by(TABLE[term])}
+        taken |= own.keys()
+        made.append(_with_settings(term, own))
+    for given in hyperparameters.keys() - taken:
+        takes = sorted({known for _, term in terms for known in taken_by(TABLE[term])})
+        names = f"It takes: {', '.join(takes)}." if takes else "It takes none."
+        raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, takes)} {names}")
+    return made[0] if len(made) == 1 else weighted_sum([weight for weight, _ in terms], made)
+
+
+def taken_by(row: Objective) -> list[str]:
+    """The settings that an objective takes."""
+    return [*row.hyperparameters, *(["margin_scale"] if row.reads_margin else [])]
+
+
+def _with_settings(name: str, settings: dict[str, Any]) -> Objective:
+    row, checked = TABLE[name], {}
+    types = {parameter.name: parameter.annotation for parameter in inspect.signature(row.function).parameters.values()}
+    for given, value in settings.items():
         try:
-            checked[given] = TypeAdapter(known[given].annotation).validate_python(value)
+            checked[given] = TypeAdapter(types.get(given, NotNegative)).validate_python(value)
         except ValidationError as fault:
             raise RecipeError(f"objective.{given}: `{name}`: {fault.errors()[0]['msg']} (given: {value!r}).") from None
-    return replace(row, losses=partial(row.losses, **checked))
+    margin_scale = checked.pop("margin_scale", 0.0)
+    return replace(row, given=checked, margin_scale=margin_scale)
+
+
+def parse_sum(name: str) -> list[tuple[float, str]]:
+    """Weights and names of the terms of "dpo + 0.2 sft". Raises RecipeError for what is no such sum."""
+    terms = []
+    for term in name.split("+"):
+        match = re.fullmatch(r"\s*(?:([0-9.e-]+)\s*\*?\s+)?([a-z][a-z0-9-]*)\s*", term)
+        try:
+            weight = float(match[1] or 1) if match else 0.0
+        except ValueError:
+            weight = 0.0
+        if match is None or weight <= 0:
+            raise RecipeError(f"objective.name: `{name}` is neither the name of an objective nor a sum of some, like `dpo + 0.2 sft`.")
+        terms.append((weight, match[2]))
+    return terms
+
+
+def weighted_sum(weights: Sequence[float], terms: Sequence[Objective]) -> Objective:
+    """L = Σ weight · L of each term. Its rewards are those of the first term that has a reference, else of the first. Raises RecipeError for terms
+    that do not go together."""
+    if len({term.paired for term in terms}) > 1:
+        raise RecipeError("objective.name: objectives of pairs and of single replies do not add up: these have a loss a reply, those one a pair.")
+    if sum(term.point_is_kl or term.point_follows is not None for term in terms) > 1:
+        raise RecipeError("objective.name: only one objective of a sum may have a reference point (kto, bco).")
+    leading = next((term for term in terms if term.needs_reference), terms[0])
+
+    def function(logps: Logps) -> Tensor:
+        return torch.stack([weight * term.losses(logps) for weight, term in zip(weights, terms, strict=True)]).sum(0)
+
+    def follows(row: Mapping[str, float]) -> float:
+        [term] = [term for term in terms if term.point_follows]
+        return term.point_follows(row, **term.hyperparameters)  # type: ignore[misc]
+
+    return Objective(
+        function,
+        lambda logps: leading.rewards(logps),
+        needs_reference=leading.needs_reference,
+        paired=leading.paired,
+        couples_pairs=any(term.couples_pairs for term in terms),
+        reads_margin=any(term.reads_margin for term in terms),
+        point_is_kl=any(term.point_is_kl for term in terms),
+        point_follows=follows if any(term.point_follows for term in terms) else None,
+        margin_scale=max(term.margin_scale for term in terms),
+    )

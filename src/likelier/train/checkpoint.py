@@ -33,6 +33,8 @@ class State:
     seconds: float = 0.0  # spent training, over all starts
     best: dict[str, Any] = field(default_factory=dict)  # the evaluation row that checkpoints/best was taken at
     stale: int = 0  # evaluations since then
+    skipped: int = 0  # steps left out because a value was not finite
+    point: float = 0.0  # what `Logps.point` has moved to, for objectives whose point follows past steps
     first_loss: float | None = None
     first_loss_expected: float | None = None
 

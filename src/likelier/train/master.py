@@ -57,6 +57,13 @@ class MasterWeights:
                     total += added
             parameter.grad = None
 
+    def forget_gradients(self) -> None:
+        """After a step, or to begin one again."""
+        for master in self.by_name.values():
+            master.grad = None
+        for parameter, _, _ in self._held:
+            parameter.grad = None
+
     @torch.no_grad()
     def publish(self) -> None:
         """After the masters changed: round them into the model."""

@@ -1,4 +1,4 @@
-"""Which pairs each optimizer step takes: decided by seed and step alone, so that a resumed run neither skips nor repeats one (pitfall 20)."""
+"""Which examples each optimizer step takes: decided by seed and step alone, so that a resumed run neither skips nor repeats one (pitfall 20)."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from functools import lru_cache
 
 import torch
 
-from likelier.examples import PreferenceExample
+from likelier.examples import Example
 from likelier.recipe import TrainSettings
 
 
-class PairOrder:
+class ExampleOrder:
     """Epochs end to end, cut into steps. Each epoch has its own order of prompts; pairs of one prompt stay together, so that they share it."""
 
-    def __init__(self, examples: Sequence[PreferenceExample], settings: TrainSettings) -> None:
+    def __init__(self, examples: Sequence[Example], settings: TrainSettings) -> None:
         self.examples = examples
         self.per_step = settings.pairs_per_step
         self.seed = settings.seed
@@ -26,10 +26,14 @@ class PairOrder:
         self._groups = list(groups.values())
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
-    def step(self, step: int) -> list[PreferenceExample]:
+    def step(self, step: int) -> list[Example]:
         """The pairs of optimizer step `step`, counted from 0. The last step of a run may hold fewer than the others."""
         numbers = range(step * self.per_step, min((step + 1) * self.per_step, self.pairs))
         return [self.examples[self._epoch(n // len(self.examples))[n % len(self.examples)]] for n in numbers]
+
+    def epochs_at(self, step: int) -> float:
+        """Passes over the examples when `step` steps are done."""
+        return min(step * self.per_step, self.pairs) / len(self.examples)
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -46,7 +46,10 @@ class Bars(Progress):
         self._show("training", step, steps)
 
     def logged(self, row: dict[str, Any]) -> None:
-        numbers = f"loss {row['loss']:.3f} margin {row['margin']:+.2f} acc {row['accuracy']:.0%}"
+        if row["kind"] == "skipped":
+            return
+        margin = "" if row["margin"] is None else f" margin {row['margin']:+.2f}"
+        numbers = f"loss {row['loss']:.3f}{margin} acc {row['accuracy']:.0%}"
         if row["kind"] == "eval":
             self.say(f"  step {row['step']}: held-out {numbers}")
             return

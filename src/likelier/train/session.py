@@ -20,9 +20,9 @@ import torch
 from likelier.audit.gate import check_names, open_gate
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
-from likelier.errors import RunError, TrainingStopped, lacks_memory
-from likelier.examples import PreferenceExample
-from likelier.logprobs.pairs import sequences_of
+from likelier.errors import RecipeError, RunError, TrainingStopped, lacks_memory
+from likelier.examples import Example
+from likelier.logprobs.examples import mismatched, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
 from likelier.model_files import cache_dir
@@ -43,11 +43,11 @@ from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
 from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl
 from likelier.train import checkpoint
 from likelier.train.card import model_card
-from likelier.train.cuts import require_whole_steps
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
-from likelier.train.order import PairOrder
+from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
+from likelier.train.step import require_whole_steps
 
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
@@ -90,10 +90,14 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     precision = pick_precision(settings.precision, device)
     loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device)
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
-    train, held_out = load_sides(recipe.data, encoder)
+    train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
     for side in (train, held_out):
         _announce(side, show)
-    require_whole_steps(PairOrder(train.examples, settings), objective, settings.tokens_per_batch)
+    refuse_unheeded(train, objective)
+    _announce_unread(train, objective, show)
+    if objective.point_is_kl:
+        train, held_out = (side.with_others() for side in (train, held_out))
+    require_whole_steps(ExampleOrder(train.examples, settings), objective, settings.tokens_per_batch)
     if len(train.pairs) > LONG_AUDIT:
         show.say(f"Auditing {len(train.pairs):,} training pairs, which takes about a minute for 50,000 and is done once.")
     audit = open_gate(train.pairs, train.id, recipe.audit, cache=cache_dir() / "audits")
@@ -105,15 +109,15 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
     if settings.gradient_checkpointing:
         recompute_activations(loaded.model)
-    parity = choose_engine(loaded.model, sequences_of(probe_pairs(train.examples)), pad_id=encoder.end_token_id)
+    parity = choose_engine(loaded.model, sequences_of(probe_examples(train.examples)), pad_id=encoder.end_token_id)
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
     policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
     return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, audit)
 
 
-def probe_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
-    """What the parity probe looks at: two short pairs, and the longest, which alone may reach beyond a sliding window."""
+def probe_examples(examples: Sequence[Example]) -> list[Example]:
+    """What the parity probe looks at: two short examples, and the longest, which alone may reach beyond a sliding window."""
     by_length = sorted(examples, key=len)
     return list(dict.fromkeys([*by_length[:2], by_length[-1]]))
 
@@ -140,7 +144,8 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
         clear(run)
     open_run(run, prepared)
     policy, settings = prepared.policy, recipe.train
-    everything = sequences_of([*prepared.train.examples, *prepared.held_out.examples])
+    examples = [*prepared.train.examples, *prepared.held_out.examples]
+    everything = [*sequences_of(examples), *mismatched(examples)]
     started = time.perf_counter()
     store = None
     computed = 0
@@ -262,6 +267,23 @@ def _announce(side: Side, show: Progress) -> None:
         show.say(f"Dropped {len(side.encoded.dropped)} pairs in all; the manifest names each.")
     if side.encoded.boundary_mismatches:
         show.say(f"{len(side.encoded.boundary_mismatches)} pairs do not decode to the template's text, first {side.encoded.boundary_mismatches[0]}.")
+
+
+def refuse_unheeded(train: Side, objective: Objective) -> None:
+    """Raises RecipeError where records have weights that the objective cannot heed, or margins are asked for that no record has."""
+    if objective.couples_pairs and any(example.weight != 1 for example in train.examples):
+        raise RecipeError("objective.name: this objective compares all pairs of a step with each other and cannot heed the records' `weight`.")
+    if objective.margin_scale and not any(pair.margin for pair in train.pairs):
+        raise RecipeError("objective.margin_scale: no training record has a `margin`.")
+
+
+def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
+    """What the records say that nothing looks at."""
+    margins = sum(pair.margin is not None for pair in train.pairs)
+    if margins and not objective.margin_scale:
+        show.say(f"{margins} pairs have a margin, which this run does not look at (objective.margin_scale, docs/objectives.md).")
+    if alone := len(train.records) - len(train.pairs):
+        show.say(f"{alone} replies are judged alone; the audit looks at pairs only.")
 
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sums over the pairs of a step or of an evaluation, so that no cut into batches changes a mean (pitfalls 8 and 18)."""
+"""Sums over the examples of a step or of an evaluation, so that no cut into batches changes a mean (pitfalls 8 and 18)."""
 
 from dataclasses import dataclass, field
 
@@ -7,32 +7,52 @@ from torch import Tensor
 
 from likelier.objectives import Logps, Objective
 
-COLUMNS = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp", "expected_loss", "drift")
+Row = dict[str, float | None]
+"""Means by name; None where there was nothing to average."""
 
 
 @dataclass
 class Tally:
-    """Counts pairs and sums their metrics. Stays on the device until `row` reads it."""
+    """Counts values and sums them, by name. Stays on the device until `row` reads it.
+
+    `pairs`: accuracy compares the two sides of each pair. Else it asks of each reply whether its log-ratio is on the right side of `Logps.point`: a
+    good one's above, a bad one's below.
+    """
 
     objective: Objective
-    pairs: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(COLUMNS)))
+    pairs: bool = True
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
 
     @torch.no_grad()
     def add(self, losses_B: Tensor, logps: Logps) -> None:
-        """Count B pairs. `drift` is the policy's mean distance from the reference in nats a token; `expected_loss` the loss without any."""
+        """Count a batch: its losses, its accuracy, rewards and log-probabilities."""
         chosen_B, rejected_B = self.objective.rewards(logps)
-        margin_B = chosen_B - rejected_B
-        accuracy_B = (margin_B > 0).float() + 0.5 * (margin_B == 0).float()
-        columns = [losses_B, accuracy_B, margin_B, chosen_B, rejected_B, logps.chosen.policy_B, logps.rejected.policy_B]
-        if self.objective.needs_reference:
-            still = logps.with_policy_at_reference()
-            columns += [self.objective.losses(still), (logps.chosen.drift_B + logps.rejected.drift_B) / 2]
-        sums = torch.stack([column.sum() for column in columns])
-        self.sums = self.sums.to(sums.device)
-        self.sums[: len(sums)] += sums
-        self.pairs += len(losses_B)
+        self.count("loss", losses_B)
+        if self.pairs:
+            self.count("accuracy", _wins(chosen_B - rejected_B))
+        else:
+            self.count("accuracy", _wins(logps.chosen.log_ratio_B - logps.point))
+            self.count("accuracy", _wins(logps.point - logps.rejected.log_ratio_B))
+        self.count("chosen_reward", chosen_B)
+        self.count("rejected_reward", rejected_B)
+        self.count("chosen_logp", logps.chosen.policy_B)
+        self.count("rejected_logp", logps.rejected.policy_B)
 
-    def row(self) -> dict[str, float]:
-        """Means over all pairs counted."""
-        return dict(zip(COLUMNS, (self.sums / max(1, self.pairs)).tolist(), strict=True))
+    def count(self, name: str, values: Tensor) -> None:
+        """Count values under a name of their own."""
+        self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
+        self._counts[name] = self._counts.get(name, 0) + len(values)
+
+    def row(self) -> Row:
+        """Means over all that was counted, and `margin`: how far apart the mean rewards are."""
+        sums = torch.stack([*self._sums.values()]).tolist()
+        means = {name: total / self._counts[name] if self._counts[name] else None for name, total in zip(self._sums, sums, strict=True)}
+        chosen, rejected = means["chosen_reward"], means["rejected_reward"]
+        margin = None if chosen is None or rejected is None else chosen - rejected
+        return {"loss": means.pop("loss"), "accuracy": means.pop("accuracy"), "margin": margin, **means}
+
+
+def _wins(margin_B: Tensor) -> Tensor:
+    """1 for a win, ½ for a tie, 0 for a loss."""
+    return (margin_B > 0).float() + 0.5 * (margin_B == 0).float()

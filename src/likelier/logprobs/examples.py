@@ -1,0 +1,91 @@
+"""Examples ⇄ the sequences that are scored: where per-token log-probabilities become what an objective reads."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from likelier.examples import Example, LabelledExample, PreferenceExample
+from likelier.logprobs.reference import ReferenceStore
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import PromptResponse, cut_into_batches
+from likelier.objectives import Logps, Objective, Responses
+
+
+def replies_of(example: Example) -> list[PromptResponse]:
+    """Its replies as sequences to score: chosen and rejected, or the one that is judged."""
+    return [PromptResponse(example.prompt_ids, reply) for reply in example.replies]
+
+
+def sequences_of(examples: Sequence[Example]) -> list[PromptResponse]:
+    """The replies of all `examples`; of pairs, chosen and rejected in turn."""
+    return [sequence for example in examples for sequence in replies_of(example)]
+
+
+def mismatched(examples: Sequence[Example]) -> list[PromptResponse]:
+    """The prompts of `examples` with replies to other prompts (see `examples.with_others`)."""
+    return [PromptResponse(example.prompt_ids, reply) for example in examples for reply in example.others]
+
+
+def cut_examples(examples: Sequence[Example], tokens_per_batch: int) -> list[list[Example]]:
+    """`examples` in batches of about `tokens_per_batch` unique tokens, those that begin alike together."""
+    batches = cut_into_batches([replies_of(example) for example in examples], tokens_per_batch)
+    return [[examples[i] for i in batch] for batch in batches]
+
+
+def score_examples(policy: Scorer, reference: ReferenceStore | None, examples: Sequence[Example], *, point: float = 0.0) -> Logps:
+    """What objectives read of `examples`, scored as one batch; the reference's values come from its store. Gradients flow to the policy.
+
+    `point` is handed on (`Logps.point`). The order on each side is that of the examples.
+    """
+    sequences = sequences_of(examples)
+    good = [label for example in examples for label in _labels(example)]
+    values = policy.token_logps(sequences)
+    known = [reference[sequence].to(policy.device) for sequence in sequences] if reference is not None else None
+    chosen, rejected = (_side([i for i, label in enumerate(good) if label == side], values, known) for side in (True, False))
+    margins = [example.margin or 0.0 for example in examples if isinstance(example, PreferenceExample)]
+    return Logps(chosen, rejected, torch.tensor(margins, device=policy.device) if any(margins) else None, point=point)
+
+
+def in_order_of_losses(examples: Sequence[Example], objective: Objective) -> list[Example]:
+    """The example of each of the objective's losses: one a pair, or one a reply with the good ones first."""
+    if objective.paired:
+        return list(examples)
+    return [example for good in (True, False) for example in examples for label in _labels(example) if label == good]
+
+
+@torch.no_grad()
+def score_all_examples(
+    policy: Scorer, reference: ReferenceStore | None, examples: Sequence[Example], *, tokens_per_batch: int, point: float = 0.0
+) -> Iterator[tuple[list[Example], Logps]]:
+    """Any number of examples without gradient, batch by batch, each batch with the examples that it holds."""
+    for batch in cut_examples(examples, tokens_per_batch):
+        yield batch, score_examples(policy, reference, batch, point=point)
+
+
+def estimate_kl(policy: Scorer, reference: ReferenceStore, examples: Sequence[Example], *, tokens_per_batch: int) -> float:
+    """KTO's reference point of `examples`: the mean of log π/π_ref over their prompts with replies to other prompts, at least 0; 0 where there are
+    none. In nats, without gradient; the mean is over all of them before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12)."""
+    sequences = mismatched(examples)
+    scored = policy.score_all(sequences, tokens_per_batch=tokens_per_batch)
+    log_ratios = [
+        float((values_L - reference[sequences[i]]).sum()) for indices, values in scored for i, values_L in zip(indices, values, strict=True)
+    ]
+    return max(0.0, sum(log_ratios) / len(log_ratios)) if log_ratios else 0.0
+
+
+def _labels(example: Example) -> tuple[bool, ...]:
+    """Whether each of its replies is a good one."""
+    return (example.label,) if isinstance(example, LabelledExample) else (True, False)
+
+
+def _side(members: Sequence[int], policy: Sequence[Tensor], reference: Sequence[Tensor] | None) -> Responses:
+    device = policy[0].device
+    lengths_B = torch.tensor([len(policy[i]) for i in members], dtype=torch.int64, device=device)
+    return Responses(
+        _joined([policy[i] for i in members], device), _joined([reference[i] for i in members], device) if reference else None, lengths_B
+    )
+
+
+def _joined(values: list[Tensor], device: torch.device) -> Tensor:
+    return torch.cat(values) if values else torch.zeros(0, device=device)

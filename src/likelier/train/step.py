@@ -1,0 +1,137 @@
+"""The gradient of one optimizer step, and of what it is the gradient: examples → batches → losses → a sum that no cut changes (pitfall 8)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from likelier.errors import RecipeError, lacks_memory
+from likelier.examples import Example, all_pairs
+from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, replies_of, score_all_examples, score_examples
+from likelier.logprobs.reference import ReferenceStore
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import count_unique_tokens
+from likelier.objectives import Logps, Objective
+from likelier.train.master import MasterWeights
+from likelier.train.order import ExampleOrder
+from likelier.train.progress import Progress
+from likelier.train.tally import Row, Tally
+
+
+@dataclass
+class Task:
+    """What a step needs beside its examples: who scores, what is compared with it, and how that is judged."""
+
+    policy: Scorer
+    reference: ReferenceStore | None
+    objective: Objective
+    tokens_per_batch: int  # becomes smaller where a batch did not fit into memory
+    show: Progress
+
+    def point(self, examples: Sequence[Example], moving: float) -> float:
+        """`Logps.point` for `examples`: their KL for an objective that wants it, else what past steps have left, `moving`."""
+        if not self.objective.point_is_kl:
+            return moving
+        assert self.reference is not None
+        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch)
+
+
+@dataclass
+class Step:
+    """What was measured on the way to a gradient."""
+
+    row: Row = field(default_factory=dict)
+    tokens: int = 0  # put through the model with gradient
+    losses: list[tuple[list[Example], Tensor]] = field(default_factory=list)  # of each batch, with the example of each loss
+
+    def not_finite(self) -> list[str]:
+        """The ids of the examples whose loss is no finite number."""
+        return [e.id for judged, losses_B in self.losses for e, finite in zip(judged, losses_B.isfinite().tolist(), strict=True) if not finite]
+
+
+def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example], *, point: float = 0.0, first: bool = False) -> Step:
+    """Add the gradient of the mean loss over `examples` to `weights`, batch by batch. Of a `first` step the losses of an untrained policy are
+    counted, too, and how far this policy is from one.
+
+    Where a batch does not fit into memory, the step begins again in batches of half its size, and so do those that follow: the gradient is the
+    same. Raises what the allocator raised if a batch cannot be halved.
+    """
+    while True:
+        failed: list[Example] = []
+        tally = Tally(task.objective, pairs=all_pairs(examples))
+        step = Step()
+        try:
+            with task.policy.unchanged_weights():
+                for failed in cut_step(examples, task.objective, task.tokens_per_batch):
+                    _add_batch(task, weights, failed, _count(examples, task.objective), point, tally, step, first=first)
+            step.row = tally.row()
+            return step
+        except (RuntimeError, MemoryError) as problem:
+            if not lacks_memory(problem) or len(failed) < 2 or task.objective.couples_pairs:
+                raise
+        weights.forget_gradients()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        task.tokens_per_batch = count_unique_tokens([sequence for example in failed for sequence in replies_of(example)]) // 2
+        task.show.say(f"Not enough memory for a batch; from here on in batches of {task.tokens_per_batch} tokens.")
+
+
+def _add_batch(
+    task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, tally: Tally, step: Step, *, first: bool
+) -> None:
+    logps = score_examples(task.policy, task.reference, batch, point=point)
+    judged = in_order_of_losses(batch, task.objective)
+    weights_B = torch.tensor([example.weight for example in judged], device=task.policy.device)
+    losses_B = weights_B * task.objective.losses(logps)
+    (losses_B.sum() / total).backward()
+    weights.collect_gradients()
+    tally.add(losses_B, logps)
+    step.tokens += task.policy.last_tokens
+    step.losses.append((judged, losses_B.detach()))
+    if first and task.reference is not None:
+        with torch.no_grad():
+            tally.count("expected_loss", weights_B * task.objective.losses(logps.with_policy_at_reference()))
+        for side in (logps.chosen, logps.rejected):
+            tally.count("drift", side.drift_B)
+
+
+def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row:
+    """Means over held-out examples, without gradient."""
+    tally = Tally(task.objective, pairs=all_pairs(examples))
+    point = task.point(examples, moving)
+    scored = list(score_all_examples(task.policy, task.reference, examples, tokens_per_batch=task.tokens_per_batch, point=point))
+    if task.objective.couples_pairs:
+        scored = [([example for batch, _ in scored for example in batch], Logps.joined([logps for _, logps in scored]))]
+    for batch, logps in scored:
+        losses_B = task.objective.losses(logps)
+        weights_B = torch.tensor([example.weight for example in in_order_of_losses(batch, task.objective)], device=losses_B.device)
+        tally.add(weights_B * losses_B, logps)
+    return tally.row()
+
+
+def cut_step(examples: Sequence[Example], objective: Objective, tokens_per_batch: int) -> list[list[Example]]:
+    """The examples of a step in batches of about `tokens_per_batch` unique tokens. Their gradients add up to the step's.
+
+    Raises RecipeError for more than one batch of an objective whose losses depend on all pairs of the step: a sum over batches would be the
+    gradient of something else.
+    """
+    batches = cut_examples(examples, tokens_per_batch)
+    if objective.couples_pairs and len(batches) > 1:
+        raise RecipeError(
+            f"train.tokens_per_batch: this objective compares all pairs of a step with each other, so that a step must be one batch, and "
+            f"{len(examples)} pairs from `{examples[0].id}` to `{examples[-1].id}` are {len(batches)} batches of about {tokens_per_batch} tokens. "
+            f"Raise train.tokens_per_batch, or lower train.pairs_per_step (here {len(examples)}) or data.max_length."
+        )
+    return batches
+
+
+def require_whole_steps(order: ExampleOrder, objective: Objective, tokens_per_batch: int) -> None:
+    """Raises RecipeError if any step of the run would be cut and must not be."""
+    for step in range(order.steps) if objective.couples_pairs else ():
+        cut_step(order.step(step), objective, tokens_per_batch)
+
+
+def _count(examples: Sequence[Example], objective: Objective) -> int:
+    """How many losses the objective has for `examples`: what their mean is over."""
+    return len(examples) if objective.paired else sum(len(example.replies) for example in examples)
