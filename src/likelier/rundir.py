@@ -3,7 +3,8 @@
     recipe.yaml      the resolved recipe
     manifest.json    provenance: data ids and counts, weights fingerprint, tokenizer and template hash, versions, numerics, outcome, and the
                      hashes of the saved weight files
-    metrics.jsonl    a row that names the run ("kind": "run"), then one a training step ("train") or an evaluation on held-out pairs ("eval")
+    metrics.jsonl    a row that names the run ("kind": "run"), then one a training step ("train"), a step that was left out because a value was not
+                     finite ("skipped"), or an evaluation on held-out examples ("eval")
     checkpoints/     what a killed run resumes from
     model/           the adapter or the weights, with tokenizer and model card
     eval.json        before and after, with intervals
@@ -14,7 +15,9 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
     run    step (0), dataset, held_out (ids of the training and held-out pairs), recipe, base (fingerprints)
     train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
            pairs, tokens (unique tokens put through the model), seconds
+    skipped step, loss, grad_norm (as text), ids of the examples
     eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs
+"chosen" and "rejected" are the good and the bad replies where these are judged one by one; a side that a step lacks has null.
 """
 
 import json

@@ -296,7 +296,7 @@ def test_pitfall_3_a_single_record_that_does_not_fit_is_an_error():
     encoder = Encoder(byte_level(CHATML), max_length=5)
     with pytest.raises(DataError, match=r"pair p1 .*data\.max_length is 5"):
         encoder.encode_one(pair())
-    with pytest.raises(DataError, match=r"record up7 .*data\.max_length = 5"):
+    with pytest.raises(DataError, match=r"record up7 .*data\.max_length is 5"):
         encoder.encode_one(Labelled(user(), reply("Paris"), True, id="up7"))
 
 

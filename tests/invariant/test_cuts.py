@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from likelier.errors import RecipeError
-from likelier.examples import PreferenceExample
-from likelier.logprobs.examples import cut_examples, sequences_of
+from likelier.examples import LabelledExample, PreferenceExample, with_others
+from likelier.logprobs.examples import cut_examples, mismatched, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
@@ -16,9 +16,12 @@ from likelier.objectives import TABLE, make_objective
 from likelier.recipe import TrainSettings
 from likelier.rundir import RunDir
 from likelier.train.loop import fit
+from likelier.train.master import MasterWeights
 from likelier.train.progress import Progress
+from likelier.train.step import Task, add_gradients
 
 PAIRS = 8
+SINGLE = ["kto", "bco", "apo-zero-unpaired"]
 
 
 @pytest.fixture
@@ -31,6 +34,13 @@ def examples():
 
     made = [PreferenceExample(ids(4, 30), ids(1, 25), ids(1, 25), f"pair-{number}") for number in range(PAIRS - 2)]
     return [*made, *(PreferenceExample(made[0].prompt_ids, ids(1, 25), ids(1, 25), f"shares-{number}") for number in range(2))]
+
+
+@pytest.fixture
+def mixture(examples):
+    """Pairs and single replies, more good ones than bad ones, of unequal weights, with replies to other prompts."""
+    single = [LabelledExample(e.prompt_ids, e.chosen_ids, n % 3 > 0, f"alone-{n}", 0.5 + n) for n, e in enumerate(examples[2:])]
+    return with_others([*examples[:2], *single])
 
 
 def budget_for(examples, batches):
@@ -62,7 +72,7 @@ BOUNDS = {"discopop": 5e-6, "f-dpo": 5e-6}
 
 
 @pytest.mark.parametrize("engine", ["nodes", "plain"])
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.couples_pairs])
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.paired and not row.couples_pairs])
 def test_any_cut_gives_the_same_gradient(chat_model, examples, tmp_path, engine, name):
     objective = make_objective(name)
     sizes = {batches: [len(batch) for batch in cut_examples(examples, budget_for(examples, batches))] for batches in (1, 2, 3, PAIRS)}
@@ -76,6 +86,37 @@ def test_any_cut_gives_the_same_gradient(chat_model, examples, tmp_path, engine,
         assert float((gradient - whole).norm() / whole.norm()) < BOUNDS.get(name, 1e-6), batches
         for column in ("loss", "margin", "chosen_logp", "rejected_logp", "grad_norm"):
             assert row[column] == pytest.approx(logged[column], rel=1e-5, abs=1e-6), (batches, column)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_any_cut_of_a_mixture_gives_the_same_gradient(chat_model, mixture, tmp_path, name):
+    """Pitfalls 8 and 12: the mean is over replies of unequal weights, and KTO's reference point is that of the whole step."""
+    reference = ReferenceStore(tmp_path, "tiny")
+    other = Scorer(shifted(chat_model), engine="nodes", precision="fp32")
+    fill(reference, other, [*sequences_of(mixture), *mismatched(mixture)], tokens_per_batch=4096)
+    policy = Scorer(copy.deepcopy(chat_model), engine="nodes", precision="fp32")
+    found = []
+    for batches in (1, 2, 3, len(mixture)):
+        task = Task(policy, reference, make_objective(name, beta=0.5), budget_for(mixture, batches), Progress())
+        weights, point = MasterWeights(policy.model), task.point(mixture, 0.2)
+        step = add_gradients(task, weights, mixture, point=point)
+        found.append((torch.cat([parameter.grad.flatten() for parameter in weights.parameters]), step.row, point))
+        weights.forget_gradients()
+    (whole, logged, first_point), *others = found
+    assert first_point > 0.1
+    for gradient, row, point in others:
+        assert point == pytest.approx(first_point, rel=1e-5)
+        assert float((gradient - whole).norm() / whole.norm()) < 2e-6  # the weights are unequal, and so is what rounding does
+        assert row == pytest.approx(logged, rel=1e-5, abs=1e-6)
+
+
+def shifted(model):
+    """A model some way from the first."""
+    policy = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in policy.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return policy
 
 
 COUPLED = [name for name, row in TABLE.items() if row.couples_pairs]

@@ -258,9 +258,12 @@ def test_a_moved_reference_is_noticed(recipe, monkeypatch):
         train_recipe(recipe)
 
 
-def test_non_finite_values_stop_the_run(recipe):
-    with pytest.raises(TrainingStopped, match="pair-"):
-        train_recipe(changed(recipe, train={"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full"}))
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_too_many_values_that_are_not_finite_stop_the_run(recipe, allowed):
+    train = {"learning_rate": 1e30, "warmup": 0.0, "epochs": 20, "method": "full", "max_skipped_steps": allowed}
+    with pytest.raises(TrainingStopped, match=r"The weights were not changed by it. .*pair-"):
+        train_recipe(changed(recipe, train=train))
+    assert len(RunDir(recipe.out).read_metrics("skipped")) == allowed + 1
 
 
 @pytest.mark.parametrize("method, precision, begins_with", [("full", "bf16", "originals"), ("full", "fp32", None), ("lora", "bf16", None)])

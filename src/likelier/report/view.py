@@ -88,10 +88,12 @@ def headline(
         sentences = [f"{length} ({outcome['stopped'].rstrip('.')})."]
     if evaluation:
         accuracy = Interval.from_dict(evaluation["held_out"]["accuracy"])
-        sentences.append(
-            f"On {count(evaluation['pairs'], 'held-out pair')} the tuned model ranks the chosen reply first in {quantity(accuracy.value, 'share')} "
-            f"(95% interval {ends(accuracy, 'share')})."
-        )
+        share = f"{quantity(accuracy.value, 'share')} (95% interval {ends(accuracy, 'share')})"
+        if evaluation.get("replies"):
+            judged = count(evaluation["replies"], "held-out reply", "held-out replies")
+            sentences.append(f"Of {judged}, good ones became likelier and bad ones less likely in {share}.")
+        else:
+            sentences.append(f"On {count(evaluation['pairs'], 'held-out pair')} the tuned model ranks the chosen reply first in {share}.")
         sentences.append(f"Of {count(changed + unchanged, 'measure')} compared with the model before, {changed} changed and {unchanged} did not.")
     elif held_out:
         last = held_out[-1]
@@ -116,7 +118,11 @@ def tiles(manifest: Manifest, evaluation: Mapping[str, Any] | None) -> list[Tile
             interval = Interval.from_dict(held_out[name])
             shown.append(Tile(label, say(interval.value, unit, interval), ends(interval, unit)))
     train = manifest["data"]["train"]
-    shown.append(Tile("Training pairs", f"{train['pairs']:,}", f"on {count(train['prompts'], 'prompt')}"))
+    alone = sum((train.get("unpaired") or {}).values())
+    if train["pairs"] or not alone:
+        shown.append(Tile("Training pairs", f"{train['pairs']:,}", f"on {count(train['prompts'], 'prompt')}"))
+    if alone:
+        shown.append(Tile("Replies judged alone", f"{alone:,}", f"{train['unpaired']['good']:,} of them good"))
     if outcome := manifest.get("outcome"):
         shown.append(Tile("Training time", duration(outcome.get("seconds")), _reference_time(manifest.get("reference"), outcome)))
     return shown
@@ -164,6 +170,7 @@ def data_view(side: str, data: Mapping[str, Any]) -> DataView:
         title={"train": "Training", "eval": "Held-out"}[side],
         facts=(
             ("Pairs", f"{data['pairs']:,}"),
+            *([("Good and bad replies", f"{data['unpaired']['good']:,} and {data['unpaired']['bad']:,}")] if data.get("unpaired") else []),
             ("Prompts", f"{data['prompts']:,}"),
             ("Dropped", f"{len(dropped):,}"),
             ("Sources", ", ".join(data.get("sources") or []) or UNKNOWN),

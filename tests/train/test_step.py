@@ -1,0 +1,146 @@
+"""One optimizer step: out of memory at any batch, values that are not finite, weights of records."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from likelier.examples import LabelledExample, PreferenceExample
+from likelier.logprobs import examples as scoring
+from likelier.logprobs.examples import cut_examples, sequences_of
+from likelier.logprobs.reference import ReferenceStore, fill
+from likelier.logprobs.scorer import Scorer
+from likelier.objectives import make_objective
+from likelier.train import step as module
+from likelier.train.master import MasterWeights
+from likelier.train.progress import Progress
+from likelier.train.step import Task, add_gradients
+
+NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+
+class Heard(Progress):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def examples():
+    draw = random.Random(4)
+
+    def ids(shortest, longest):
+        return tuple(draw.randrange(3, 320) for _ in range(draw.randint(shortest, longest)))
+
+    return [PreferenceExample(ids(4, 20), ids(1, 15), ids(1, 15), f"pair-{number}") for number in range(12)]
+
+
+@pytest.fixture
+def make_task(chat_model, examples, tmp_path):
+    """make_task(objective, budget): a policy some way from its reference."""
+    reference = ReferenceStore(tmp_path, "tiny")
+    fill(reference, Scorer(copy.deepcopy(chat_model), engine="nodes", precision="fp32"), sequences_of(examples), tokens_per_batch=4096)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in chat_model.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+
+    def made(name="dpo", budget=100):
+        return Task(Scorer(chat_model, engine="nodes", precision="fp32"), reference, make_objective(name), budget, Heard())
+
+    return made
+
+
+def gradient_of(task, examples, **options):
+    weights = MasterWeights(task.policy.model)
+    step = add_gradients(task, weights, examples, **options)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in weights.parameters])
+    weights.forget_gradients()
+    return gradient, step
+
+
+def fails_at(monkeypatch, number, where):
+    """The n-th batch of the step finds no memory: before it is scored, or in the middle of its backward pass."""
+    calls, real = [], module.score_examples
+
+    def scarce(policy, reference, batch, **options):
+        calls.append(len(batch))
+        if len(calls) != number:
+            return real(policy, reference, batch, **options)
+        if where == "forward":
+            raise NO_MEMORY
+        weight = next(parameter for name, parameter in policy.model.named_parameters() if "layers.0" in name and "norm" not in name)
+        hook = weight.register_post_accumulate_grad_hook(lambda _: (_ for _ in ()).throw(NO_MEMORY))
+        logps = real(policy, reference, batch, **options)
+        logps.chosen.policy_N.register_hook(lambda grad: grad)
+        monkeypatch.setattr(module, "score_examples", lambda *a, **o: (hook.remove(), real(*a, **o))[1])
+        return logps
+
+    monkeypatch.setattr(module, "score_examples", scarce)
+    return calls
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("number", range(1, 5))
+def test_out_of_memory_at_any_batch_leaves_the_gradient_as_it_is(make_task, examples, monkeypatch, number, where):
+    task = make_task()
+    assert len(cut_examples(examples, task.tokens_per_batch)) == 4
+    whole, wanted = gradient_of(task, examples)
+    assert task.tokens_per_batch == 100
+    assert not task.show.said
+
+    fails_at(monkeypatch, number, where)
+    gradient, step = gradient_of(task, examples)
+    assert float((gradient - whole).norm() / whole.norm()) < 1e-6
+    assert step.row == pytest.approx(wanted.row, rel=1e-5, abs=1e-6)
+    assert task.tokens_per_batch <= 50
+    [said] = task.show.said
+    assert f"in batches of {task.tokens_per_batch} tokens" in said
+
+
+def test_what_cannot_be_halved_fails_as_it_did(make_task, examples, monkeypatch):
+    for task, batch in ((make_task(), examples[:1]), (make_task("aot", 10_000), examples)):
+        fails_at(monkeypatch, 1, "forward")
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            gradient_of(task, batch)
+        monkeypatch.undo()
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(make_task, examples, monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(module, "score_examples", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        gradient_of(make_task(), examples)
+
+
+def test_a_weight_multiplies_a_loss_and_the_mean_stays_over_all(make_task, examples):
+    weighted = [
+        PreferenceExample(e.prompt_ids, e.chosen_ids, e.rejected_ids, e.id, weight=weight)
+        for e, weight in zip(examples[:4], (1, 3, 0.5, 1), strict=True)
+    ]
+    gradient, step = gradient_of(make_task(), weighted)
+    singles = [gradient_of(make_task(), [e]) for e in examples[:4]]
+    wanted = sum(weight * single for weight, (single, _) in zip((1, 3, 0.5, 1), singles, strict=True)) / 4
+    assert float((gradient - wanted).norm() / wanted.norm()) < 1e-5
+    assert step.row["loss"] == pytest.approx(sum(w * s.row["loss"] for w, (_, s) in zip((1, 3, 0.5, 1), singles, strict=True)) / 4, rel=1e-5)
+    assert step.row["accuracy"] == pytest.approx(sum(s.row["accuracy"] for _, s in singles) / 4)
+
+
+def test_the_examples_whose_loss_is_not_finite_are_named(make_task, examples, monkeypatch):
+    real = scoring.score_examples
+
+    def poisoned(policy, reference, batch, **options):
+        logps = real(policy, reference, batch, **options)
+        for number, example in enumerate(batch):
+            if example.id == "pair-7":
+                logps.chosen.policy_N.data[int(logps.chosen.lengths_B[:number].sum())] = float("nan")
+        return logps
+
+    monkeypatch.setattr(module, "score_examples", poisoned)
+    assert gradient_of(make_task(), examples)[1].not_finite() == ["pair-7"]
+    judged = [LabelledExample(e.prompt_ids, e.chosen_ids, n % 2 > 0, e.id) for n, e in enumerate(examples)]
+    assert gradient_of(make_task("apo-zero-unpaired", 10_000), judged)[1].not_finite() != []
