@@ -1,5 +1,6 @@
 """`likelier export`: what others load is the run's model, or nothing is left behind."""
 
+import json
 import math
 import re
 import shutil
@@ -38,22 +39,35 @@ ADAPTERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished():
+    """Runs that were carried out already, by their settings."""
+    return {}
+
+
 @pytest.fixture
-def make_run(recipe):  # noqa: F811
+def make_run(recipe, finished, tmp_path):  # noqa: F811
+    """A short run of the test's own, which may be a copy of one."""
+
     def make(method="lora", **sections) -> RunDir:
-        return train_recipe(changed(recipe, **{"train": {"method": method, "max_steps": 2, **sections.pop("train", {})}, **sections}))
+        asked = json.dumps([method, sections], sort_keys=True)
+        if asked not in finished:
+            short = {"train": {"method": method, "max_steps": 2, **sections.pop("train", {})}, "out": str(tmp_path / f"made-{method}")}
+            finished[asked] = train_recipe(changed(recipe, **short, **sections)).path
+        return RunDir(shutil.copytree(finished[asked], tmp_path / f"{method}-run"))
 
     return make
 
 
-@pytest.fixture
-def tied_folder(tmp_path):
+@pytest.fixture(scope="module")
+def tied_folder(tmp_path_factory):
     """A model whose head is its embedding."""
+    folder = tmp_path_factory.mktemp("tied")
     config = LlamaConfig(**{**built_model().config.to_dict(), "tie_word_embeddings": True})
     torch.manual_seed(5)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    built_tokenizer().save_pretrained(tmp_path / "tied")
-    return tmp_path / "tied"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    built_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def put_adapter(run: RunDir, base: Path, config: LoraConfig) -> None:
@@ -207,7 +221,7 @@ def test_the_card_says_how_to_load_what_changed_and_from_what(adapter, make_run,
     assert re.search(r"\| Replies that apologise \| 80 items \| [\d.]+% \([\d.]+ to [\d.]+\) \| ", card.text)
     assert "| Accuracy | " in card.text
     assert "| pairs.jsonl |" in card.text
-    assert str(tmp_path) not in card.text
+    assert "/pairs.jsonl" not in card.text
     [code] = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     code = code.replace("path/to/this/folder", str(tmp_path / "out")).replace("path/to/the/base", str(model_folder))
     capsys.readouterr()
@@ -249,8 +263,6 @@ def test_plain_text_stays_plain(make_run, tmp_path):
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run, model_folder, tmp_path, capsys):  # noqa: F811
-    import shutil
-
     base = tmp_path / "base"
     shutil.copytree(model_folder, base)
     run, out = make_run(model={"name": str(base)}), tmp_path / "out"
@@ -279,7 +291,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run,
         export_run(run, out)
     assert not out.exists()
     with pytest.raises(RunError, match="tuned all weights, so it has no adapter"):
-        export_run(make_run("full", out=str(tmp_path / "all")), out, adapter=True)
+        export_run(make_run("full"), out, adapter=True)
 
 
 def test_an_export_is_made_and_verified_on_the_command_line(make_run, tmp_path, capsys):

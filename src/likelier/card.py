@@ -23,16 +23,15 @@ def model_card(
     remarks: Sequence[str] = (),
 ) -> str:
     """Markdown with the front matter that model hubs read. `evaluation` is what eval.json holds; `remarks` are put at the top."""
-    base = base_name(recipe)
-    title = f"{'An adapter for' if adapter else 'All weights of'} {base}, tuned on preferences"
+    title = f"{'An adapter for ' if adapter else ''}{base_name(recipe)}, tuned on preferences"
     quantised = [QUANTISED_BASE] if recipe.model.name == EMBEDDED or recipe.model.name.endswith(".gguf") else []
     sections = [
         f"---\n{yaml.safe_dump(front_matter(recipe, adapter=adapter), sort_keys=False, allow_unicode=True)}---\n",
         f"# {title}\n",
-        " ".join([_summary(recipe, manifest), *quantised, *remarks]) + "\n",
+        "\n\n".join([_summary(recipe, manifest), *quantised, *remarks]) + "\n",
         f"## How to load it\n\n```python\n{loading(recipe, adapter=adapter)}\n```\n",
-        *(_evaluated(evaluation, manifest) if evaluation else ["It has not been evaluated beyond that.\n"]),
-        "## Training\n\n" + _table(("setting", ""), _settings(recipe)),
+        *(_evaluated(evaluation, manifest) if evaluation else ["It had not been evaluated beyond that when this was written.\n"]),
+        "## Training\n\n" + _table(("setting", ""), _settings(recipe, manifest)),
         "## Data\n\n" + _table(("", "pairs", "prompts", "dropped", "from"), _sides(manifest)) + _audit(manifest),
         "## Provenance\n\n" + _table(("", ""), _provenance(manifest)),
     ]
@@ -121,14 +120,14 @@ def _findings(findings: Sequence[Finding], nothing: str) -> str:
     return "".join(f"- {_cell(finding.title)}: {_cell(finding.text)} ({finding.verdict})\n" for finding in findings) or f"{nothing}\n"
 
 
-def _settings(recipe: Recipe) -> list[tuple[str, Any]]:
+def _settings(recipe: Recipe, manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
     train = recipe.train
-    names = ("epochs", "max_steps", "pairs_per_step", "schedule", "warmup", "weight_decay", "max_grad_norm", "precision", "seed")
+    names = ("epochs", "max_steps", "pairs_per_step", "schedule", "warmup", "weight_decay", "max_grad_norm", "seed")
     rows = [("objective", recipe.objective.name), *recipe.objective.given().items(), ("method", train.method)]
     if train.method != "full":
         rows += [(f"adapter {name.replace('_', ' ')}", value) for name, value in recipe.adapter.model_dump().items()]
     rows += [("peak learning rate", f"{train.peak_learning_rate:g}"), *((name.replace("_", " "), getattr(train, name)) for name in names)]
-    return [row for row in rows if row[1] is not None]
+    return [row for row in [*rows, ("precision", manifest["numerics"]["precision"])] if row[1] is not None]
 
 
 def _sides(manifest: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -150,7 +149,9 @@ def _audit(manifest: Mapping[str, Any]) -> str:
         return "\nThe training pairs were not audited.\n"
     accepted = f" Trained in spite of: {', '.join(audit['accepted'])}." if audit.get("accepted") else ""
     rows = [(finding["title"], finding["verdict"], finding["summary"]) for finding in audit.get("findings") or []]
-    return f"\nThe audit of the training pairs says {audit['verdict']}.{accepted}\n\n" + (_table(("check", "verdict", ""), rows) if rows else "")
+    return f"\nVerdict of the audit of the training pairs: {audit['verdict']}.{accepted}\n\n" + (
+        _table(("check", "verdict", ""), rows) if rows else ""
+    )
 
 
 def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ def export_run(run: RunDir, dst: str | Path, *, adapter: bool = False, precision
     Raises RunError where the run has not ended, has no adapter, or is not what its manifest says, and where `dst` holds something; Refused where
     the exported model is not the run's. Then nothing is left at `dst`.
     """
-    recipe, manifest, dst = load_recipe(run.require().recipe), run.read_manifest(), Path(dst).absolute()
+    recipe, manifest, dst = load_recipe(run.require().recipe), run.read_manifest(), Path(dst).resolve()
     _check_request(run, manifest, dst, adapter=adapter, precision=precision)
     precision = "fp32" if adapter else precision or manifest["numerics"]["precision"]
     own = load_trained(run.model, recipe.model, dtype=torch.float32, device=CPU)
@@ -104,7 +104,9 @@ def _account(
         "provenance": provenance_notes(manifest),
         "made_of": manifest.get("saved", {}),
         "comparison": comparison.as_dict(),
-        "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != "README.md"},
+        "files": {
+            str(path.relative_to(folder)): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"
+        },
     }
 
 
@@ -191,7 +193,7 @@ def _check_request(run: RunDir, manifest: dict[str, Any], dst: Path, *, adapter:
 def _require_unchanged(run: RunDir, recipe: Recipe, manifest: dict[str, Any], own: LoadedModel) -> None:
     """Raises RunError where tokenizer, template or base are not those of the run any more."""
     then = manifest["model"]
-    if recipe.train.method == "lora":
+    if recipe.train.method == "lora":  # all weights are in the run itself
         base = load_model(recipe.model, dtype=getattr(torch, manifest["numerics"]["weights_dtype"]), device=CPU)
         if fingerprint(base.model) != then["weights"]:
             raise RunError(f"{run.path}: `{recipe.model.name}` no longer has the weights that this run's adapter was trained on. Put them back.")
