@@ -231,13 +231,20 @@ def test_the_card_says_how_to_load_what_changed_and_from_what(adapter, make_run,
 
 def test_front_matter_names_what_is_of_the_hub_and_guesses_nothing(make_run):
     run = make_run()
-    settings = changed(load_recipe(run.recipe), model={"name": "Qwen/Qwen3-0.6B", "revision": "abc"}, data={"train": ["hf:some/pairs", "mine.jsonl"]})
+    settings = changed(
+        load_recipe(run.recipe), model={"name": "Qwen/Qwen3-0.6B", "revision": "abc"}, data={"train": ["hf:some/pairs:train", "mine.jsonl"]}
+    )
     card = ModelCard(model_card(settings, run.read_manifest(), adapter=True))
     assert card.data.base_model == "Qwen/Qwen3-0.6B"
     assert card.data.datasets == ["some/pairs"]
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert 'AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", revision="abc")' in card.text
     assert card.data.license is None
+    of_file = ModelCard(model_card(changed(settings, model={"name": "/mine/tuned.gguf"}), run.read_manifest(), adapter=False))
+    assert of_file.data.base_model is None
+    assert "# tuned.gguf, tuned on preferences" in of_file.text
+    assert "weights may be quantised" in of_file.text
+    assert "quantised" not in card.text
 
 
 def test_the_tokenizer_carries_the_template_and_generation_ends_where_replies_did(make_run, model_folder, tmp_path):  # noqa: F811

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from likelier.changes import Finding, has_reference, held_out_measures, list_changes, probe_row
-from likelier.model_files import EMBEDDED, hub_name
+from likelier.model_files import EMBEDDED, embedded_gguf, hub_name
 from likelier.recipe import Recipe
 from likelier.wording import UNKNOWN, count
 
-QUANTISED_BASE = "It was tuned on a GGUF file, whose weights are those of the base after quantisation."
+QUANTISED_BASE = "It was tuned on a GGUF file of the base, whose weights may be quantised."
 
 
 def model_card(
@@ -24,7 +24,8 @@ def model_card(
 ) -> str:
     """Markdown with the front matter that model hubs read. `evaluation` is what eval.json holds; `remarks` are put at the top."""
     title = f"{'An adapter for ' if adapter else ''}{base_name(recipe)}, tuned on preferences"
-    quantised = [QUANTISED_BASE] if recipe.model.name == EMBEDDED or recipe.model.name.endswith(".gguf") else []
+    from_gguf = recipe.model.name.endswith(".gguf") or (recipe.model.name == EMBEDDED and embedded_gguf() is not None)
+    quantised = [QUANTISED_BASE] if from_gguf else []
     sections = [
         f"---\n{yaml.safe_dump(front_matter(recipe, adapter=adapter), sort_keys=False, allow_unicode=True)}---\n",
         f"# {title}\n",
@@ -41,7 +42,7 @@ def model_card(
 def front_matter(recipe: Recipe, *, adapter: bool) -> dict[str, Any]:
     """The fields of model hubs that are known for sure: a base that is not of the hub has no name there."""
     of_hub = hub_name(recipe.model.name)
-    datasets = [source.removeprefix("hf:") for source in recipe.data.train if source.startswith("hf:")]
+    datasets = [source.split(":")[1] for source in recipe.data.train if source.startswith("hf:")]  # hf:owner/name:split
     return {
         **({"base_model": of_hub, "base_model_relation": "adapter" if adapter else "finetune"} if of_hub else {}),
         "library_name": "peft" if adapter else "transformers",
