@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from likelier import evaluate as module
+from likelier.changes import list_changes
 from likelier.data.chat import Encoder
 from likelier.data.load import load_sides
 from likelier.errors import ModelError, RunError
@@ -25,7 +26,6 @@ from likelier.objectives import make_objective
 from likelier.probes import Question
 from likelier.recipe import AdapterSettings, ModelSettings, parse_recipe
 from likelier.report import write_report
-from likelier.report.changes import list_changes
 from likelier.rundir import RunDir, write_atomic, write_json
 
 CHOSEN = ("is in the panel", "comes on the 3rd; we send it by mail.")

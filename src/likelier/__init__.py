@@ -22,6 +22,7 @@ _HOMES = {
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
     "write_report": "likelier.report",
+    "export_run": "likelier.export",
 }
 
 __all__ = sorted(_HOMES)

@@ -205,11 +205,26 @@ def split(data: str, eval: float = 0.1, by: str = "prompt", stratify: str | None
         print(f"{path}: {made.counts}, data set {made.id}")
 
 
+def export(run: str, dst: Path, adapter: bool = False, precision: Literal["bf16", "fp32"] | None = None) -> None:
+    """Write a run's model for others: one transformers folder, or its PEFT adapter, with a model card, compared with the run's before it is kept.
+
+    Args:
+        run: the run directory.
+        dst: a folder that is new or empty.
+        adapter: the adapter alone, not merged into its base.
+        precision: of the merged weights; that of the run, where it is not given.
+    """
+    from likelier.export import export_run
+    from likelier.rundir import RunDir
+
+    export_run(RunDir(run), dst, adapter=adapter, precision=precision, say=print)
+
+
 def verify(path: str) -> None:
     """Prove that a data file is what its manifest says, or that a run's data, recipe, base and weights are those that it names.
 
     Args:
-        path: a data file with a manifest beside it, or a run directory.
+        path: a data file with a manifest beside it, a run directory or an exported model.
     """
     from likelier.errors import Refused
     from likelier.verify import verify as check
@@ -230,6 +245,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": eval_,
     "report": report,
+    "export": export,
     "verify": verify,
 }
 

@@ -43,6 +43,13 @@ def local_folder(name: str) -> Path | None:
     return folder if name != EMBEDDED and folder.is_dir() else None
 
 
+def hub_name(name: str) -> str | None:
+    """What the hub calls the model `name`, or None for one that is a folder or a file."""
+    if name == EMBEDDED:
+        return EMBEDDED_ON_HUB
+    return None if name.endswith(".gguf") or name.startswith((".", "/", "~")) or Path(name).is_dir() else name
+
+
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     """The folder of the tokenizer of the model called `name`, as `model.name` in a recipe. Raises ModelError.
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from likelier.errors import ModelError
 from likelier.hashing import file_hash
-from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, imported_folder
+from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, hub_name, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
 from likelier.weights import add_notes, digest, fingerprint_of
 
@@ -69,6 +69,7 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
             f"model.name: `{settings.name}` cannot be loaded ({reason}). "
             "Give a hub name, a folder with config.json and safetensors weights, or a .gguf file."
         ) from problem
+    model.name_or_path = hub_name(settings.name) or settings.name  # what an adapter's config calls its base: others have no such cache
     return LoadedModel(model.to(device or pick_device()).eval(), tokenizer, settings.name, path)
 
 
@@ -142,7 +143,7 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
         torch.manual_seed(seed)
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
         try:
-            with _older_names():
+            with _known_warnings_off():
                 adapted = get_peft_model(model, config)
         except ValueError as problem:
             raise ModelError(f"adapter.targets: {problem}") from problem
@@ -152,11 +153,33 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
     return adapted
 
 
+def merge_adapter(model: Any) -> Any:
+    """The model without adapter whose weights are W + its update, in the base's own type. Merge in fp32 and round afterwards.
+
+    Embedding and head may be one tensor. An adapter of one of them alone must not move the other, so they are merged apart, and are one tensor
+    again only if they are still equal.
+    """
+    base = model.get_base_model()
+    embedding, head = (getattr(part, "base_layer", part) for part in (base.get_input_embeddings(), base.get_output_embeddings()))
+    tied = embedding.weight is head.weight
+    if tied:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
+    with _known_warnings_off():
+        merged = model.merge_and_unload()
+    embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if tied and torch.equal(embedding.weight, head.weight):
+        head.weight = embedding.weight
+        merged.config.tie_word_embeddings = True
+    return merged
+
+
 @contextmanager
-def _older_names() -> Iterator[None]:
-    """PEFT reads an attribute by a name that newer transformers warns of."""
+def _known_warnings_off() -> Iterator[None]:
+    """PEFT reads an attribute by a name that newer transformers warns of, and warns of heads that are embeddings, which `merge_adapter` minds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         yield
 
 
@@ -200,7 +223,8 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: 
     `notes` go into the header of each weight file. Returns the SHA-256 of each weight file by its name.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    model.save_pretrained(temporary)
+    adapted = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}  # PEFT would put the base's own into an adapter of the head
+    model.save_pretrained(temporary, **adapted)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     files = sorted(temporary.glob("*.safetensors"))
@@ -223,7 +247,7 @@ def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, d
         raise ModelError(f"{folder}: this adapter has no adapter_model.safetensors. Its run did not end, or it comes from another tool.")
     loaded = load_model(settings, dtype=dtype, device=device)
     try:
-        with _older_names():
+        with _known_warnings_off():
             adapted = PeftModel.from_pretrained(loaded.model, folder)
         for parameter in adapted.parameters():  # autocast would round the adapter's fp32 weights alike, but at every call; buffers stay fp32
             parameter.data = parameter.data.to(dtype)

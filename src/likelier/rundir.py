@@ -28,6 +28,9 @@ from typing import Any
 from likelier.atomic import atomic_file
 from likelier.errors import RunError
 
+EXPORT = "export.json"
+"""The file by which an exported model says what it is: provenance, how far it is from the run's model, and the SHA-256 of each file."""
+
 
 class RunDir:
     """Paths and files of one run. Making the object touches nothing on disk."""

@@ -1,4 +1,4 @@
-"""Proof that a data file or a run is what it says: everything is worked out again from what is on disk, without torch.
+"""Proof that a data file, a run or an exported model is what it says: everything is worked out again from what is on disk, without torch.
 
 What cannot be worked out (sources that are gone, a model of the hub) is said to be not checked; it never counts as proved.
 """
@@ -14,20 +14,26 @@ from likelier.errors import DataError, ModelError, RecipeError, RequestError, Ru
 from likelier.hashing import file_hash
 from likelier.model_files import local_folder
 from likelier.recipe import Recipe, load_recipe
-from likelier.rundir import RunDir, metrics_header, provenance_notes, read_json
+from likelier.rundir import EXPORT, RunDir, metrics_header, provenance_notes, read_json
 from likelier.weights import filed_fingerprint, read_notes
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""How files end from which loaders take weights."""
 
 AS_FILED = ("gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Kinds of models (`model_type` in config.json) whose weights are called in the files what they are called in the model."""
 
 
 def verify(path: str | Path) -> list[Check]:
-    """Check a run directory, or a data file with a manifest beside it. Raises RequestError (DataError, RunError) where there is neither."""
+    """Check a run directory, an exported model, or a data file with a manifest beside it. Raises RequestError (DataError, RunError) where there is
+    none of them."""
     path = Path(path)
+    if (path / EXPORT).is_file():
+        return verify_export(path)
     if path.is_dir():
         return verify_run(RunDir(path).require())
     if not path.exists():
-        raise RequestError(f"{path}: there is no such file or folder. Give a data file with a manifest beside it, or a run directory.")
+        raise RequestError(f"{path}: there is no such file or folder. Give a data file with a manifest, a run directory or an exported model.")
     return version.verify(path)
 
 
@@ -107,10 +113,33 @@ def _check_saved(run: RunDir, manifest: dict[str, Any]) -> list[Check]:
             continue
         checks.append(compare(f"model/{name}", said, file_hash(file)))
         checks.append(_check_notes(f"notes in model/{name}", file, provenance_notes(manifest)))
-    card = run.model / "README.md"
+    return [*checks, _check_card(run.model, provenance_notes(manifest))]
+
+
+def verify_export(folder: Path) -> list[Check]:
+    """Every file of an exported model by its bytes, weights also by their notes, and the card by the ids in it. A weight file that was not
+    exported is a difference, too: a loader might take it."""
+    said = read_json(folder / EXPORT)
+    try:
+        files, notes = dict(said["files"]), dict(said["provenance"])
+    except (KeyError, TypeError, ValueError) as problem:
+        raise RunError(f"{folder / EXPORT}: this is not what an export writes ({type(problem).__name__}: {problem}).") from None
+    checks = []
+    for name, hashed in files.items():
+        file = folder / name
+        checks.append(compare(name, hashed, file_hash(file)) if file.is_file() else Check(name, "differs", "it is missing"))
+        if file.is_file() and file.suffix == ".safetensors":
+            checks.append(_check_notes(f"notes in {name}", file, notes))
+    strange = [path.name for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS and path.name not in files]
+    return [*checks, *(Check(name, "differs", "it was not exported") for name in strange), _check_card(folder, notes)]
+
+
+def _check_card(folder: Path, notes: dict[str, str]) -> Check:
+    """The model card by the ids that it must name."""
+    card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    missing = [name for name in provenance_notes(manifest).values() if name not in text]
-    return [*checks, Check("model card", "differs", f"it does not name {', '.join(missing)}") if missing else Check("model card", "holds")]
+    missing = [name for name in notes.values() if name not in text]
+    return Check("model card", "differs", f"it does not name {', '.join(missing)}") if missing else Check("model card", "holds")
 
 
 def _check_notes(what: str, file: Path, wanted: dict[str, str]) -> Check:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from likelier import changes
 from likelier.errors import RunError
 from likelier.metrics import Interval
-from likelier.report import changes, plots, write_report
+from likelier.report import plots, write_report
 from likelier.report.view import tiles
-from likelier.report.wording import change, count, duration, estimate, number, quantity
 from likelier.rundir import RunDir, write_json
+from likelier.wording import change, count, duration, estimate, number, quantity
 
 MakeRun = Callable[..., RunDir]
 

@@ -53,7 +53,7 @@ def test_a_run_learns_and_leaves_what_rundir_promises(recipe, method):
     assert outcome["best_accuracy"] == max(row["accuracy"] for row in evaluations)
     assert run.read_manifest()["reference"]["unchanged"] is True
     assert not run.checkpoints.exists()
-    assert "base_model:" in (run.model / "README.md").read_text()
+    assert "library_name: " in (run.model / "README.md").read_text()
     assert [row["kind"] for row in run.read_metrics()][:2] == ["run", "train"]
     assert not list(run.model.glob("*.bin"))
 

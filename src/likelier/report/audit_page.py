@@ -8,7 +8,7 @@ from likelier.atomic import atomic_file
 from likelier.audit.findings import Audit, Bars, Finding, Verdict
 from likelier.errors import DataError
 from likelier.report.build import template
-from likelier.report.wording import count, ends, quantity
+from likelier.wording import count, ends, quantity
 
 MOST_IDS = 60
 

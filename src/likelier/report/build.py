@@ -8,12 +8,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from likelier.changes import has_reference, held_out_measures, list_changes, probe_row, reason_measures
 from likelier.recipe import Recipe, load_recipe
 from likelier.report import plots, view
-from likelier.report.changes import held_out_measures, list_changes, probe_row, reason_measures
 from likelier.report.curves import Drawing, Key, draw_curves
-from likelier.report.wording import count, quantity
 from likelier.rundir import RunDir, write_atomic
+from likelier.wording import count, quantity
 
 
 def write_report(run: RunDir) -> Path:
@@ -49,8 +49,8 @@ def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """Everything the template shows."""
     manifest, evaluation, samples = run.read_manifest(), run.read_eval(), run.read_samples()
     train, held_out = run.read_metrics("train"), run.read_metrics("eval")
-    has_reference = view.has_reference(manifest.get("reference"))
-    changed, unchanged = list_changes(evaluation, has_reference=has_reference) if evaluation else ([], [])
+    compared = has_reference(manifest.get("reference"))
+    changed, unchanged = list_changes(evaluation, has_reference=compared) if evaluation else ([], [])
     return {
         "name": run.path.resolve().name,
         "subtitle": view.subtitle(recipe, manifest),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.report import plots
-from likelier.report.wording import number, quantity
+from likelier.wording import number, quantity
 
 Row = Mapping[str, Any]
 

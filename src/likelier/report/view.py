@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.changes import Finding, has_reference
 from likelier.metrics import Interval, has_apology, has_refusal, in_a_loop
 from likelier.recipe import Recipe
 from likelier.report import plots
-from likelier.report.changes import Finding
 from likelier.report.curves import Drawing, Key
-from likelier.report.wording import UNKNOWN, change, count, duration, ends, number, quantity
+from likelier.wording import UNKNOWN, change, count, duration, ends, number, quantity
 
 Manifest = Mapping[str, Any]
 MOST_SAMPLES = 48
@@ -287,11 +287,6 @@ def _reference(reference: Mapping[str, Any] | None) -> str:
         return "none"
     state = {True: "unchanged at the end", False: "changed by the end", None: "not checked again"}[reference.get("unchanged")]
     return f"{count(reference['computed'], 'response')} scored, {reference['reused']:,} reused, {state}"
-
-
-def has_reference(reference: Mapping[str, Any] | None) -> bool:
-    """Whether the run compared with a reference: it scored or reused responses of one."""
-    return reference is not None and bool(reference.get("computed") or reference.get("reused"))
 
 
 def no_findings(findings: Sequence[Finding], evaluation: Mapping[str, Any] | None, name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from likelier.audit.gate import check_names, open_gate
+from likelier.card import model_card
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RecipeError, RunError, TrainingStopped, lacks_memory
@@ -42,7 +43,6 @@ from likelier.objectives import Objective, make_objective
 from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
 from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl
 from likelier.train import checkpoint
-from likelier.train.card import model_card
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
@@ -183,7 +183,8 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
     }
     reference = {"computed": computed, "reused": len(set(everything)) - computed, "unchanged": unchanged} if store else None
     manifest = run.read_manifest() | {"outcome": outcome, "reference": reference}
-    card, notes = model_card(recipe, manifest), provenance_notes(manifest)
+    card = model_card(recipe, manifest, adapter=settings.method != "full")
+    notes = provenance_notes(manifest)
     saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
     write_json(run.manifest, manifest | {"saved": saved})
     shutil.rmtree(run.checkpoints)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.metrics import Interval
-from likelier.report.wording import change, count, ends, estimate, quantity
+from likelier.wording import change, count, ends, estimate, quantity
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ def list_changes(evaluation: Mapping[str, Any], *, has_reference: bool) -> tuple
     findings = _held_out_findings(evaluation["held_out"]) if has_reference else []
     findings += [_probe_finding(probe) for probe in evaluation.get("probes", [])]
     return [finding for finding in findings if finding.verdict != SAME], [finding for finding in findings if finding.verdict == SAME]
+
+
+def has_reference(reference: Mapping[str, Any] | None) -> bool:
+    """Whether the run compared with a reference: it scored or reused responses of one."""
+    return reference is not None and bool(reference.get("computed") or reference.get("reused"))
 
 
 def _held_out_findings(held_out: Mapping[str, Any]) -> list[Finding]:
