@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -102,7 +103,7 @@ class Trackio:
         with redirect_stdout(io.StringIO()):
             self._trackio = _trackio(folder)
             self._run = self._trackio.init(project=subject.project, name=name, config=subject.config, resume="allow", embed=False)
-        say(f"Trackio: TRACKIO_DIR={folder} trackio show --project {subject.project}")
+        say(f"Trackio: {self._run.url or f'TRACKIO_DIR={folder} trackio show --project {subject.project}'}")
 
     def begin(self, step: int) -> int:
         return max(0, int(self._run._next_step) - 1)  # Trackio says it nowhere else for files, Spaces and servers alike
@@ -117,16 +118,11 @@ class Trackio:
 
 def _trackio(folder: Path) -> ModuleType:
     """Trackio, writing to `folder`. It reads TRACKIO_DIR once, when it is imported, so a process's second run takes a new import."""
-    with _environment("TRACKIO_DIR", str(folder)):
-        import trackio
-
-        if folder == trackio.TRACKIO_DIR:
-            return trackio
+    if "trackio" in sys.modules and folder != sys.modules["trackio"].TRACKIO_DIR:
         for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
             del sys.modules[name]
-        import trackio
-
-        return trackio
+    with _environment("TRACKIO_DIR", str(folder)):
+        return import_module("trackio")
 
 
 @contextmanager
@@ -182,7 +178,7 @@ class Wandb:
         )
 
     def begin(self, step: int) -> int:
-        return max(0, self._run.starting_step - 1)
+        return max(0, int(self._run.starting_step) - 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -226,7 +222,8 @@ class MLflow:
 
     def begin(self, step: int) -> int:
         known = self._client.get_run(self._id).data.metrics
-        return max((int(point.step) for name in known for point in self._client.get_metric_history(self._id, name)), default=0)
+        steps: list[int] = [point.step for name in known for point in self._client.get_metric_history(self._id, name)]
+        return max(steps, default=0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
