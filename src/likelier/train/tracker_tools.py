@@ -139,7 +139,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 class Wandb:
-    """A W&B run. Without a configured key, or where the server does not answer, it is written offline; nobody is asked for anything.
+    """A W&B run. Without a configured key, or where the server does not take it or does not answer, it is written offline. Nobody is asked.
 
     A server's run goes on under its id. Offline runs cannot: each start writes a run of its own, and of several with one id a sync keeps the last. So
     those of earlier starts are removed, and the new one gets all rows from metrics.jsonl.
@@ -149,15 +149,15 @@ class Wandb:
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
-            say("W&B: no API key is configured, so this run is written offline.")
-            mode = "offline"
-        try:
-            self._run = self._start(wandb, subject, mode)
-        except wandb.errors.CommError as problem:
-            say(f"W&B does not answer ({' '.join(str(problem).split())[:200]}), so this run is written offline.")
-            mode = "offline"
-            self._run = self._start(wandb, subject, mode)
+        if mode == "online":
+            try:
+                lacks = "" if wandb.login(prompt=False) else "no API key is configured"
+            except wandb.errors.AuthenticationError as problem:  # a wrong key, or no answer within ten seconds
+                lacks = str(problem).rstrip(".")
+            if lacks:
+                say(f"W&B: {lacks}. So this run is written offline.")
+                mode = "offline"
+        self._run = self._start(wandb, subject, mode)
         say(f"W&B: {f'wandb sync {Path(self._run.dir).parent}' if mode in OFFLINE else self._run.url}")
 
     def _start(self, wandb: ModuleType, subject: Subject, mode: str) -> Any:
