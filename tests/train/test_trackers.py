@@ -196,6 +196,7 @@ def test_a_fresh_run_has_a_fresh_tracker(recipe, alone):
     run = train_recipe(changed(recipe, train={"max_steps": 2}), fresh=True)
     assert wanted(run) == held("tensorboard", run)
     assert {step for step, _, _ in held("tensorboard", run)} == {1, 2}
+    assert len(list((run.trackers / "tensorboard").iterdir())) == 1
 
 
 def test_two_runs_of_one_process_have_a_trackio_each(recipe, alone):

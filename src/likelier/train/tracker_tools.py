@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ class TensorBoard:
         self._folder = str(subject.folder / "tensorboard")
         self._open = SummaryWriter
         self._writer: SummaryWriter | None = None
-        say(f"TensorBoard: tensorboard --logdir {self._folder}")
+        say(f"TensorBoard: tensorboard --logdir {quote(self._folder)}")
 
     def begin(self, step: int) -> int:
         # A kill may have left the last step half written: it comes again.
@@ -103,7 +104,8 @@ class Trackio:
         with redirect_stdout(io.StringIO()):
             self._trackio = _trackio(folder)
             self._run = self._trackio.init(project=subject.project, name=name, config=subject.config, resume="allow", embed=False)
-        say(f"Trackio: {self._run.url or f'TRACKIO_DIR={folder} trackio show --project {subject.project}'}")
+        here = f"TRACKIO_DIR={quote(str(folder))} trackio show --project {quote(subject.project)}"
+        say(f"Trackio: {self._run.url or here}")
 
     def begin(self, step: int) -> int:
         return max(0, int(self._run._next_step) - 1)  # Trackio says it nowhere else for files, Spaces and servers alike
@@ -158,7 +160,8 @@ class Wandb:
                 say(f"W&B: {lacks}. So this run is written offline.")
                 mode = "offline"
         self._run = self._start(wandb, subject, mode)
-        say(f"W&B: {f'wandb sync {Path(self._run.dir).parent}' if mode in OFFLINE else self._run.url}")
+        later = f"wandb sync {quote(str(Path(self._run.dir).parent))}"
+        say(f"W&B: {later if mode in OFFLINE else self._run.url}")
 
     def _start(self, wandb: ModuleType, subject: Subject, mode: str) -> Any:
         folder = Path(os.environ.get("WANDB_DIR") or subject.folder)
@@ -208,7 +211,7 @@ class MLflow:
         before = self._client.search_runs([experiment], f"tags.`{self.TAG}` = '{subject.id}'")
         self._id = before[0].info.run_id if before else self._create(experiment, subject)
         self._client.update_run(self._id, status="RUNNING")
-        say(f"MLflow: mlflow ui --backend-store-uri {uri}" if own else f"MLflow: run {self._id}")
+        say(f"MLflow: mlflow ui --backend-store-uri {quote(uri)}" if own else f"MLflow: run {self._id}")
 
     def _create(self, experiment: str, subject: Subject) -> str:
         from mlflow.entities import Param
