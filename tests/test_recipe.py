@@ -13,6 +13,7 @@ from likelier.recipe import (
     AdapterSettings,
     DataSettings,
     EvalSettings,
+    LogSettings,
     ModelSettings,
     ObjectiveSettings,
     Recipe,
@@ -67,6 +68,7 @@ FULL = {
         "checkpoint_every": 0,
     },
     "eval": {"probes": False, "max_new_tokens": 3, "samples": 1},
+    "log": {"trackers": ["tensorboard", "mlflow"], "project": "mine", "name": "third"},
     "out": "runs/é",
 }
 """Every setting there is, none at its default."""
@@ -137,7 +139,7 @@ def test_numbers_as_people_write_them(tmp_path):
     [
         (
             {**LEAST, "traim": {}},
-            "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, audit, objective, adapter, train, eval, out.",
+            "r.yaml: `traim` is not a setting. Did you mean `train`? Known here: model, data, audit, objective, adapter, train, eval, log, out.",
         ),
         (
             with_setting("train.learning_rat", 1e-4),
@@ -187,6 +189,8 @@ def test_unknown_settings_are_named_with_a_suggestion(settings, said):
         ("objective.threshold", math.nan),
         ("adapter.rank", 0),
         ("eval.samples", 0),
+        ("log.trackers", "wandb"),
+        ("log.project", ""),
         ("model", "gpt2"),
         ("train", [1]),
         ("out", 3),
@@ -251,9 +255,10 @@ def test_a_recipe_does_not_change():
 def test_the_fingerprint_is_of_what_shapes_the_training_and_nothing_else():
     memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing")}
     base = parse_recipe(LEAST, where="")
-    ignored = parse_recipe({**LEAST, "out": "elsewhere", "eval": FULL["eval"], "audit": FULL["audit"], "train": memory}, where="")
+    unread = {section: FULL[section] for section in ("eval", "log", "audit")}
+    ignored = parse_recipe({**LEAST, **unread, "out": "elsewhere", "train": memory}, where="")
     assert ignored.fingerprint() == base.fingerprint()
-    shaping = [(section, name) for section, name in leaves() if section not in ("audit", "eval") and name not in memory]
+    shaping = [(section, name) for section, name in leaves() if section not in unread and name not in memory]
     seen = {parse_recipe(with_setting(f"{section}.{name}", FULL[section][name]), where="").fingerprint() for section, name in shaping}
     assert len(seen | {base.fingerprint()}) == 1 + len(shaping)
 
@@ -271,7 +276,7 @@ def test_every_setting_is_explained():
 
 SECTIONS = {
     cls.__name__: cls.model_fields
-    for cls in (ModelSettings, DataSettings, AuditSettings, ObjectiveSettings, AdapterSettings, TrainSettings, EvalSettings, Recipe)
+    for cls in (ModelSettings, DataSettings, AuditSettings, ObjectiveSettings, AdapterSettings, TrainSettings, EvalSettings, LogSettings, Recipe)
 }
 SECTION_OF = {name: field.annotation.__name__ for name, field in Recipe.model_fields.items() if name != "out"}
 

@@ -175,7 +175,21 @@ class EvalSettings(Section):
     """Held-out prompts whose replies before and after are shown side by side."""
 
 
-NOT_SHAPING: Any = {"out": True, "eval": True, "audit": True, "train": {"tokens_per_batch", "gradient_checkpointing", "max_skipped_steps"}}
+class LogSettings(Section):
+    """Where the rows of metrics.jsonl go beside it: docs/trackers.md."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    """Run trackers that follow the run. Each is a package of its own: `pip install likelier[trackers]` has them all."""
+    project: Annotated[str, Field(min_length=1)] = "likelier"
+    """W&B's and Trackio's project, MLflow's experiment."""
+    name: str = ""
+    """What trackers call the run. Empty: the name of its folder."""
+
+
+NOT_SHAPING: Any = {
+    **dict.fromkeys(("out", "eval", "log", "audit"), True),
+    "train": {"tokens_per_batch", "gradient_checkpointing", "max_skipped_steps"},
+}
 """Settings under which a run may go on although they have changed."""
 
 
@@ -187,6 +201,7 @@ class Recipe(Section):
     adapter: AdapterSettings = AdapterSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
+    log: LogSettings = LogSettings()
     out: str = "runs/latest"
     """The run directory."""
 
@@ -197,7 +212,7 @@ class Recipe(Section):
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all settings that shape the result. Where it goes, how it is evaluated and how much fits into memory do not."""
+        """SHA-256 (hex) of all settings that shape the result. Where it goes, who follows it, how it is evaluated and what fits in memory do not."""
         shaping = self.model_dump(mode="json", exclude=NOT_SHAPING)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 

@@ -6,6 +6,7 @@
     metrics.jsonl    a row that names the run ("kind": "run"), then one a training step ("train"), a step that was left out because a value was not
                      finite ("skipped"), or an evaluation on held-out examples ("eval")
     checkpoints/     what a killed run resumes from
+    trackers/        files of run trackers, if the recipe names any: copies of metrics.jsonl
     model/           the adapter or the weights, with tokenizer and model card
     eval.json        before and after, with intervals
     samples.jsonl    replies before and after, side by side
@@ -41,6 +42,7 @@ class RunDir:
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.trackers = self.path / "trackers"
         self.model = self.path / "model"
         self.eval = self.path / "eval.json"
         self.samples = self.path / "samples.jsonl"

@@ -48,6 +48,7 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 from likelier.train.step import require_whole_steps
+from likelier.train.trackers import require_trackers, tracked
 
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
@@ -138,11 +139,19 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
 
 def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
     run = RunDir(recipe.out)
+    require_trackers(recipe.log)
     check_folder(run, recipe, fresh=fresh)
     prepared = prepare(recipe, show)
     if fresh:
         clear(run)
     open_run(run, prepared)
+    with tracked(show, recipe, run) as observed:
+        return _carry_out(run, prepared, observed)
+
+
+def _carry_out(run: RunDir, prepared: Prepared, show: Progress) -> RunDir:
+    """From an open run to a saved model."""
+    recipe = prepared.recipe
     policy, settings = prepared.policy, recipe.train
     examples = [*prepared.train.examples, *prepared.held_out.examples]
     everything = [*sequences_of(examples), *mismatched(examples)]
@@ -216,7 +225,7 @@ def clear(run: RunDir) -> None:
     """Remove what a run wrote, and nothing else."""
     for path in (run.recipe, run.manifest, run.metrics, run.eval, run.samples, run.report):
         path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.model):
+    for folder in (run.checkpoints, run.trackers, run.model):
         shutil.rmtree(folder, ignore_errors=True)
 
 
