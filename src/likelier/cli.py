@@ -30,7 +30,7 @@ def demo(model: str = "embedded", out: str = "runs/demo") -> None:
 
     Args:
         model: `embedded`, a folder, a .gguf file or a hub name.
-        out: the run directory; an earlier demo there is replaced.
+        out: the run directory; an earlier demo there is replaced, an interrupted one goes on.
     """
     from likelier import pipeline
 

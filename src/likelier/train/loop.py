@@ -25,6 +25,7 @@ from likelier.train.cuts import cut_step
 from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder, learning_rate
 from likelier.train.progress import Progress
+from likelier.train.stop import NEVER, Stop
 from likelier.train.tally import Tally
 
 DRIFT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
@@ -41,19 +42,23 @@ def fit(
     run: RunDir,
     show: Progress,
     weights: MasterWeights | None = None,
+    stop: Stop = NEVER,
 ) -> tuple[State, str]:
     """Train `policy` in place, from the newest checkpoint in `run` if there is one. Returns its final state and why it ended.
 
     The gradient of a step is that of the mean loss over all its pairs, whatever batches they are cut into. Raises TrainingStopped if the
-    first loss is not that of an untrained policy, or if a value is not finite.
+    first loss is not that of an untrained policy, or if a value is not finite; Interrupted, with a checkpoint written, if `stop` is requested.
     """
     weights = weights or MasterWeights(policy.model)
     optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = PairOrder(examples, settings)
     newest = checkpoint.latest(run.checkpoints)
     state = checkpoint.restore(newest, weights, optimizer) if newest else State()
-    run.cut_metrics(state.step)
+    run.cut_metrics(state.step, evaluated=not state.evaluation_due)
     show.begin_training(state.step, order.steps)
+    if state.evaluation_due:
+        _evaluate(policy, weights, reference, held_out, objective, settings, run, show, state, stop)
+        stop.leave(f"at step {state.step} of {order.steps}")
 
     while state.step < order.steps and not _stale(state, settings):
         started = time.perf_counter()
@@ -77,10 +82,12 @@ def fit(
         row |= {"pairs": len(pairs), "tokens": tokens, "seconds": seconds}
         _log(run, show, "train", state.step, row, epoch=state.step * settings.pairs_per_step / len(examples))
         last = state.step == order.steps
-        if held_out and _due(state.step, settings.eval_every, last):
-            _evaluate(policy, weights, reference, held_out, objective, settings, run, show, state)
-        if _due(state.step, settings.checkpoint_every, last) and not last:
+        state.evaluation_due = len(held_out) > 0 and _due(state.step, settings.eval_every, last)
+        if state.evaluation_due:
+            _evaluate(policy, weights, reference, held_out, objective, settings, run, show, state, stop)
+        if stop.requested or (_due(state.step, settings.checkpoint_every, last) and not last):
             checkpoint.save(run.checkpoints, weights, optimizer, state)
+            stop.leave(f"at step {state.step} of {order.steps}")
     return state, "early stop: held-out accuracy no longer rose" if _stale(state, settings) else "all steps done"
 
 
@@ -117,12 +124,16 @@ def _evaluate(
     run: RunDir,
     show: Progress,
     state: State,
+    stop: Stop,
 ) -> None:
-    """Score the held-out pairs; keep the weights if they are the best so far: highest accuracy, then lowest loss."""
+    """Score the held-out pairs; keep the weights if they are the best so far: highest accuracy, then lowest loss. Stays due if `stop` comes."""
     tally = Tally(objective)
     batches = (logps for _, logps in score_pairs_all(policy, reference, held_out, tokens_per_batch=settings.tokens_per_batch))
-    for logps in [Logps.joined(list(batches))] if objective.couples_pairs else batches:
+    for logps in [Logps.joined(list(batches))] if objective.couples_pairs else stop.until(batches):
         tally.add(objective.losses(logps), logps)
+    if stop.requested:
+        return
+    state.evaluation_due = False
     row = _log(run, show, "eval", state.step, tally.row() | {"pairs": len(held_out)})
     gained = not state.best or row["accuracy"] > state.best["accuracy"]
     if gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"]):
