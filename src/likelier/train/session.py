@@ -256,14 +256,15 @@ def sweep(run: RunDir) -> None:
 def open_run(run: RunDir, prepared: Prepared) -> None:
     """Write recipe and manifest, or check that a resumed run still has the same data and weights. Raises RunError where it has not."""
     manifest = make_manifest(prepared)
-    sweep(run)
     if run.manifest.is_file():
         before = run.read_manifest()
         for what in ("data", "model"):
             if before[what] != manifest[what]:
                 raise RunError(f"{run.path}: the {what} are no longer those that this run began with; it cannot go on. Use --fresh or another --out.")
+        sweep(run)
         return
     forget(run)  # of an earlier run that somebody began to remove
+    sweep(run)
     write_atomic(run.recipe, prepared.recipe.to_yaml())
     write_jsonl(run.metrics, [metrics_header(manifest)])
     write_json(run.manifest, manifest)
