@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def start(recipe: Recipe, *options: str, before: Callable[[], None] = nothing) -
     path = Path(f"{recipe.out}.yaml")
     path.write_text(recipe.to_yaml())
     words = ["train", str(path), "--no-report", *options]
-    child = FORKS.Process(target=_command, args=(words, os.environ["LIKELIER_CACHE"], f"{recipe.out}.log", before), daemon=True)
+    child = FORKS.Process(target=_command, args=(words, os.environ["LIKELIER_CACHE"], f"{recipe.out}.log", before))
     child.start()
     return child
 
@@ -68,13 +69,18 @@ def keep_checkpoints() -> None:
     session.save_trained = save_and_keep
 
 
-def _command(words: list[str], cache: str, log: str, before: Callable[[], None]) -> None:
+def _command(words: Sequence[str], cache: str, log: str, before: Callable[[], None]) -> None:
     os.environ |= {"LIKELIER_CACHE": cache, "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(1)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    with Path(log).open("wb") as file:  # written by a process that knows no limits
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, start_new_session=True)
+    os.dup2(writer.stdin.fileno(), 1)
+    os.dup2(writer.stdin.fileno(), 2)
+    writer.stdin.close()
     before()
     code = main(words)
     sys.stdout.flush()
-    sys.exit(code)
+    os.close(1)
+    os.close(2)
+    writer.wait()
+    os._exit(code)

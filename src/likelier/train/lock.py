@@ -17,9 +17,10 @@ from likelier.rundir import RunDir, writing
 def sole_use(run: RunDir) -> Iterator[None]:
     """Within it no other process runs in this directory. Raises RunError naming the process that does.
 
-    The system lets go of the lock when its holder dies, however it dies. May be entered again by a thread that holds it. What it makes, the
-    folder too if nothing comes into it, is gone afterwards.
+    The system lets go of the lock when its holder dies, however it dies. May be entered again by a thread that holds it. The lock file is gone
+    afterwards, and so is a folder that was made for it and that nothing else came into.
     """
+    made = not run.path.exists()
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run.lock, is_singleton=True)
@@ -38,7 +39,8 @@ def sole_use(run: RunDir) -> Iterator[None]:
         if lock.lock_counter == 1:
             run.lock.unlink(missing_ok=True)  # before it is let go: whoever waits for it sees that this file guards nothing any more
             with suppress(OSError):  # not empty
-                run.path.rmdir()
+                if made:
+                    run.path.rmdir()
         lock.release()
 
 
