@@ -63,7 +63,10 @@ def result(run: RunDir) -> tuple[dict, list]:
     return load_file(next(run.model.glob("*.safetensors"))), [row for row in rows if row["kind"] != "run"]
 
 
-@pytest.mark.parametrize("place", PLACES)
+USUAL = ("store", "checkpoint", "metrics", "model")
+
+
+@pytest.mark.parametrize("place", [place if place in USUAL else pytest.param(place, marks=pytest.mark.slow) for place in PLACES])
 def test_one_clear_error_and_the_run_goes_on_once_there_is_space(recipe, whole, place):
     recipe = changed(recipe, train={"max_steps": 6, "eval_every": 1, "learning_rate": 3e-4})
     assert ended(start(recipe, before=partial(fill_the_disk, place))) == 2

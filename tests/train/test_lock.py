@@ -119,7 +119,11 @@ def test_what_an_interrupted_evaluation_left_undone_is_done_by_the_same_command(
         with pytest.raises(KeyboardInterrupt):
             train_and_report(recipe, show=Progress())
     monkeypatch.setattr(pipeline, "train_recipe", lambda *_, **__: pytest.fail("it trained again"))
+    run = RunDir(recipe.out)
+    assert pipeline._goes_on(run, recipe)
+    assert not pipeline._goes_on(run, changed(recipe, train={"seed": 5}))
     assert train_and_report(recipe, show=Progress()).report.is_file()
     monkeypatch.undo()
+    assert not pipeline._goes_on(run, recipe), "the demo replaces one that has ended"
     with pytest.raises(RunError, match="has ended"):
         train_and_report(recipe, show=Progress())

@@ -136,6 +136,9 @@ def test_a_second_ctrl_c_stops_at_once(short):
     assert not list(RunDir(short.out).checkpoints.glob("step-*"))
 
 
+COMMANDED = [([signal.SIGTERM], 143), pytest.param([signal.SIGINT], 130, marks=pytest.mark.slow), ([signal.SIGTERM] * 2, -15)]
+
+
 def slowly() -> None:
     """Every step takes a while."""
     append = RunDir.append_metrics
@@ -147,7 +150,7 @@ def slowly() -> None:
     RunDir.append_metrics = append_and_wait
 
 
-@pytest.mark.parametrize("signals, code", [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGTERM] * 2, -15)])
+@pytest.mark.parametrize("signals, code", COMMANDED)
 def test_the_command_says_where_it_stands(short, signals, code):
     child, run = start(short, before=slowly), RunDir(short.out)
     wait_for(lambda: len(run.read_metrics("train")) == 1, child)

@@ -30,18 +30,19 @@ def sole_use(run: RunDir) -> Iterator[None]:
             raise RunError(
                 f"{run.path}: {_holder(run.lock)} is at work in this folder. Wait until it has ended, or choose another folder with --out."
             ) from None
+    natural = isinstance(lock, FileLock)  # where the system has no locks it has become another kind, whose file says by itself what it must
     try:
-        if lock.lock_counter == 1:
+        if natural and lock.lock_counter == 1:
             with writing(run.lock):
                 run.lock.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
-        if lock.lock_counter == 1:
+        if natural and lock.lock_counter == 1:
             run.lock.unlink(missing_ok=True)  # before it is let go: whoever waits for it sees that this file guards nothing any more
-            with suppress(OSError):  # not empty
-                if made:
-                    run.path.rmdir()
         lock.release()
+        if made:
+            with suppress(OSError):  # not empty
+                run.path.rmdir()
 
 
 def _holder(path: Path) -> str:
