@@ -27,7 +27,7 @@ def run(tmp_path):
 def test_naming_a_run_touches_nothing(tmp_path):
     made = RunDir(str(tmp_path / "not" / "there"))
     paths = {name: value for name, value in vars(made).items() if name != "path"}
-    assert set(paths) == {"recipe", "manifest", "metrics", "checkpoints", "trackers", "model", "eval", "samples", "report"}
+    assert set(paths) == {"recipe", "manifest", "metrics", "checkpoints", "trackers", "model", "eval", "samples", "report", "lock"}
     assert {path.parent for path in paths.values()} == {made.path}
     assert not made.path.parent.exists()
 
@@ -105,7 +105,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.json"
     write_atomic(path, "old")
     monkeypatch.setattr(atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"file.json: this could not be written \(disk full\)"):
         write_atomic(path, "new and longer")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]

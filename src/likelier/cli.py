@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them, so that help answers at once."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ def demo(model: str = "embedded", out: str = "runs/demo") -> None:
 
     Args:
         model: `embedded`, a folder, a .gguf file or a hub name.
-        out: the run directory; an earlier demo there is replaced.
+        out: the run directory; an earlier demo there is replaced, an interrupted one goes on.
     """
     from likelier import pipeline
 
@@ -275,6 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or not lacks_memory(problem):
             raise
         print("likelier: not enough memory. Take a smaller model, or end what else holds memory.", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if debug or problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"likelier: the disk is full ({problem}). What was written before is whole; free space and run again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("likelier: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)

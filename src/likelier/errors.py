@@ -6,8 +6,9 @@
     │   ├── RecipeError            a setting
     │   ├── ModelError             a model, tokenizer or chat template
     │   └── RunError               a run directory or a checkpoint
-    └── Refused                    the request was clear and the answer is "no": exit code 1
-        └── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
+    ├── Refused                    the request was clear and the answer is "no": exit code 1
+    │   └── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
+    └── Interrupted                a run that was asked to stop, and did: exit code 128 + number of the signal
 
 Every message says what is wrong, where, and what mends it.
 """
@@ -69,6 +70,14 @@ class TrainingStopped(Refused):
     """Training stopped because going on would produce a wrong model."""
 
 
+class Interrupted(LikelierError):
+    """A run stopped in good order because a signal asked it to."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean `beta`?' for a near miss, else the empty string."""
     close = get_close_matches(word, list(known), n=1)
@@ -78,3 +87,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def lacks_memory(problem: BaseException) -> bool:
     """Whether an allocation failed: on a GPU an error of its own type, on a CPU a RuntimeError that only its text tells apart."""
     return isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(problem)
+
+
+def disk_fault(problem: BaseException) -> bool:
+    """Whether the system refused to read or write: an OSError, or from safetensors and tokenizers, which are written in Rust, an error of their
+    own whose text tells it apart."""
+    return isinstance(problem, OSError) or "(os error " in str(problem)

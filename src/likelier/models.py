@@ -18,6 +18,7 @@ from likelier.errors import ModelError
 from likelier.hashing import file_hash
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, hub_name, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings
+from likelier.rundir import writing
 from likelier.weights import add_notes, digest, fingerprint_of
 
 
@@ -125,8 +126,9 @@ def import_gguf(path: Path) -> Path:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    with writing(folder):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     if folder.exists():  # another process was faster
         shutil.rmtree(temporary)
     else:
@@ -220,19 +222,24 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Write adapter or weights (safetensors), tokenizer with template, and model card; the whole folder or nothing of it.
 
-    `notes` go into the header of each weight file. Returns the SHA-256 of each weight file by its name.
+    `notes` go into the header of each weight file. Returns the SHA-256 of each weight file by its name. Raises RunError if the disk does not
+    take it.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     adapted = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}  # PEFT would put the base's own into an adapter of the head
-    model.save_pretrained(temporary, **adapted)
-    tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    files = sorted(temporary.glob("*.safetensors"))
-    for file in files:
-        add_notes(file, notes or {})
-    hashes = {file.name: file_hash(file) for file in files}
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        with writing(folder):
+            model.save_pretrained(temporary, **adapted)
+            tokenizer.save_pretrained(temporary)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            files = sorted(temporary.glob("*.safetensors"))
+            for file in files:
+                add_notes(file, notes or {})
+            hashes = {file.name: file_hash(file) for file in files}
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return hashes
 
 

@@ -11,6 +11,9 @@
     eval.json        before and after, with intervals
     samples.jsonl    replies before and after, side by side
     report.html      all of it on one page
+    .lock            while a run is at work here
+
+manifest.json makes a run: it is written after what a resumed run needs and removed before it, so that a kill leaves a whole run or none.
 
 Rows of metrics.jsonl (sums over responses are natural-log probabilities):
     run    step (0), dataset, held_out (ids of the training and held-out pairs), recipe, base (fingerprints)
@@ -23,11 +26,12 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from likelier.atomic import atomic_file
-from likelier.errors import RunError
+from likelier.errors import RunError, disk_fault
 
 EXPORT = "export.json"
 """The file by which an exported model says what it is: provenance, how far it is from the run's model, and the SHA-256 of each file."""
@@ -47,12 +51,18 @@ class RunDir:
         self.eval = self.path / "eval.json"
         self.samples = self.path / "samples.jsonl"
         self.report = self.path / "report.html"
+        self.lock = self.path / ".lock"
 
     def require(self) -> "RunDir":
         """This run directory, which must exist and hold a recipe. Raises RunError."""
         if not self.recipe.is_file():
             raise RunError(f"{self.path}: this is not a run directory (no recipe.yaml in it). `likelier train RECIPE` makes one.")
         return self
+
+    def unfinished(self) -> set[Path]:
+        """What was being written here, beside its place, when a kill came: `.`, the name of the place, `.` and something."""
+        places = (self.recipe, self.manifest, self.metrics, self.model, self.eval, self.samples, self.report)
+        return {path for place in places for path in self.path.glob(f".{place.name}.*")}
 
     def read_manifest(self) -> dict[str, Any]:
         return read_json(self.manifest)
@@ -65,12 +75,13 @@ class RunDir:
         return [row for row in read_jsonl(self.metrics) if kind in (None, row["kind"])]
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def cut_metrics(self, last_step: int) -> None:
-        """Forget rows after `last_step`: the resumed run writes them again."""
-        write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= last_step])
+    def cut_metrics(self, last_step: int, *, evaluated: bool = True) -> None:
+        """Forget rows after `last_step`, and of that step the evaluation unless it is `evaluated`: the resumed run writes them again."""
+        last = {"train": last_step, "eval": last_step if evaluated else last_step - 1}
+        write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= last.get(row["kind"], last_step)])
 
     def read_samples(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.samples))
@@ -113,9 +124,23 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 return
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it a disk that is full, or fails, is a RunError that names `path`, a file or folder of a run."""
+    try:
+        yield
+    except Exception as problem:
+        if not disk_fault(problem):
+            raise
+        raise RunError(
+            f"{path}: this could not be written ({problem}). What the run wrote before, its last checkpoint too, is whole: free space on that disk, "
+            "or get leave to write there, and the same command, without --fresh, goes on."
+        ) from problem
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    with atomic_file(path) as file:
+    """Write a whole file or nothing. Raises RunError if the disk does not take it."""
+    with writing(path), atomic_file(path) as file:
         file.write(text.encode())
 
 

@@ -11,6 +11,7 @@ from likelier.audit.checks import CHECKS
 from likelier.audit.run import audit_pairs
 from likelier.errors import RecipeError, Refused, did_you_mean
 from likelier.records import Pair
+from likelier.rundir import writing
 from likelier.thresholds import AuditSettings
 
 REVISION = 2
@@ -58,7 +59,6 @@ def _remembered(pairs: Sequence[Pair], dataset: str, limits: AuditSettings, cach
     except (OSError, ValueError, TypeError):  # not there, or damaged
         audit = audit_pairs(pairs, limits=limits)
         found = {**audit.as_dict(), "hash": audit.hash}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
+    with writing(path), atomic_file(path) as file:
         file.write(json.dumps(found).encode())
     return found

@@ -13,8 +13,6 @@ of its bytes, so damage is seen when it is opened: the chunk is set aside and it
 
 import hashlib
 import json
-import os
-import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,8 +23,10 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from likelier.atomic import atomic_file
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.rundir import writing
 
 FLUSH_TOKENS = 1 << 15
 """Values kept in memory before a chunk is written: what a kill can cost."""
@@ -73,7 +73,7 @@ class ReferenceStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last flush as one chunk."""
+        """Write what was added since the last flush as one chunk. Raises RunError if the disk does not take it."""
         if not self._fresh:
             return
         content = save(
@@ -83,13 +83,9 @@ class ReferenceStore:
                 "values": np.concatenate([self._values[key] for key in self._fresh]),
             }
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{uuid.uuid4().hex}"
-        with temporary.open("wb") as file:
+        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        with writing(path), atomic_file(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
         self._fresh, self._fresh_tokens = [], 0
 
     def digest(self, sequences: Iterable[PromptResponse]) -> str:

@@ -1,10 +1,10 @@
 """Checkpoints: what a killed run needs to end as if it had not been killed.
 
     checkpoints/step-000040/   weights.safetensors (what is trained, in fp32), optimizer.safetensors, state.json
-    checkpoints/best/          weights.safetensors, state.json of the best held-out evaluation
+    checkpoints/best-000030/   weights.safetensors, state.json of the best held-out evaluation
 
-A checkpoint is written beside and renamed: there is a whole one or none. The frozen weights and the reference are not in it; they are named by
-their fingerprint. Nothing is pickled.
+A checkpoint is written beside and renamed: there is a whole one or none, and what it names as the best stays until a later checkpoint is whole.
+The frozen weights and the reference are not in it; they are named by their fingerprint. Nothing is pickled.
 """
 
 import json
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from likelier.errors import RunError
+from likelier.rundir import writing
 from likelier.train.master import MasterWeights
 
 RNG = "rng"
@@ -31,10 +32,11 @@ class State:
 
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent training, over all starts
-    best: dict[str, Any] = field(default_factory=dict)  # the evaluation row that checkpoints/best was taken at
+    best: dict[str, Any] = field(default_factory=dict)  # the evaluation row that the best weights were taken at
     stale: int = 0  # evaluations since then
     skipped: int = 0  # steps left out because a value was not finite
     point: float = 0.0  # what `Logps.point` has moved to, for objectives whose point follows past steps
+    evaluation_due: bool = False  # the run was stopped before the evaluation that belongs to this step
     first_loss: float | None = None
     first_loss_expected: float | None = None
 
@@ -47,19 +49,23 @@ def save(folder: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer,
         tensors |= {f"{names[index]}/{key}": value for key, value in moments.items()}
     target = folder / f"step-{state.step:06d}"
     _write(target, {"weights": weights.by_name, "optimizer": tensors}, state)
-    for old in folder.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old)
+    sweep(folder)
 
 
 def save_best(folder: Path, weights: MasterWeights, state: State) -> None:
-    """Write checkpoints/best in place of the one before."""
-    _write(folder / "best", {"weights": weights.by_name}, state)
+    """Write checkpoints/best-N. The one before stays if the newest checkpoint names it: a run resumed there may not find a better one."""
+    _write(best(folder, state), {"weights": weights.by_name}, state)
+    sweep(folder, best(folder, state))
+
+
+def best(folder: Path, state: State) -> Path:
+    """Where the best weights of a run in this state are, which has evaluated."""
+    return folder / f"best-{state.best['step']:06d}"
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint."""
-    return max(folder.glob("step-*"), default=None)
+    return max(folder.glob("step-*"), default=None, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def restore(checkpoint: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer) -> State:
@@ -74,6 +80,10 @@ def restore(checkpoint: Path, weights: MasterWeights, optimizer: torch.optim.Opt
         name, _, moment = key.rpartition("/")
         moments.setdefault(numbers[name], {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return _read_state(checkpoint)
+
+
+def _read_state(checkpoint: Path) -> State:
     return State(**json.loads((checkpoint / "state.json").read_text()))
 
 
@@ -90,25 +100,27 @@ def load_weights(checkpoint: Path, wanted: Mapping[str, Tensor]) -> None:
 def _write(target: Path, files: dict[str, Mapping[str, Tensor]], state: State) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)))
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if target.exists():
-            target.rename(temporary.with_suffix(".old"))
-        temporary.rename(target)
-    except OSError as problem:
+        with writing(target):
+            temporary.mkdir(parents=True)
+            for name, tensors in files.items():
+                save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+            (temporary / "state.json").write_text(json.dumps(asdict(state)))
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.rename(target)
+    except RunError:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"{target}: the checkpoint could not be written ({problem}). Earlier checkpoints are whole; free space and run again."
-        ) from problem
-    shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+        raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of writing left behind."""
-    for leftover in folder.glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def sweep(folder: Path, *also_kept: Path) -> None:
+    """Remove all but the newest checkpoint, the best weights that it names, and `also_kept`: what came before it, what a run that was killed
+    after it wrote, and what a kill left half written."""
+    kept = {*also_kept}
+    if newest := latest(folder):
+        state = _read_state(newest)
+        kept |= {newest, best(folder, state)} if state.best else {newest}
+    for path in folder.iterdir():
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)

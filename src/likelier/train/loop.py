@@ -24,6 +24,7 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
+from likelier.train.stop import NEVER, Stop
 
 DRIFT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """How far, in nats a token on average, an untrained policy may be from its reference. Rounding gives about 1e-5 and 0.03."""
@@ -39,20 +40,25 @@ def fit(
     run: RunDir,
     show: Progress,
     weights: MasterWeights | None = None,
+    stop: Stop = NEVER,
 ) -> tuple[State, str]:
     """Train `policy` in place, from the newest checkpoint in `run` if there is one. Returns its final state and why it ended.
 
     The gradient of a step is that of the mean loss over all its examples, whatever batches they are cut into. Raises TrainingStopped if the
-    first loss is not that of an untrained policy, or if too many steps had a value that is not finite.
+    first loss is not that of an untrained policy, or if too many steps had a value that is not finite; Interrupted, with a checkpoint written,
+    if `stop` is requested.
     """
     weights = weights or MasterWeights(policy.model)
     optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = ExampleOrder(examples, settings)
-    task = Task(policy, reference, objective, settings.tokens_per_batch, show)
+    task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop)
     newest = checkpoint.latest(run.checkpoints)
     state = checkpoint.restore(newest, weights, optimizer) if newest else State()
-    run.cut_metrics(state.step)
+    run.cut_metrics(state.step, evaluated=not state.evaluation_due)
     show.begin_training(state.step, order.steps)
+    if state.evaluation_due:
+        _evaluate(task, weights, held_out, run, state)
+        stop.leave(f"at step {state.step} of {order.steps}")
 
     while state.step < order.steps and not _stale(state, settings):
         started = time.perf_counter()
@@ -77,13 +83,28 @@ def fit(
         weights.forget_gradients()
 
         last = state.step == order.steps
-        if held_out and _due(state.step, settings.eval_every, last):
-            row = _log(run, show, "eval", state.step, {**evaluate_held_out(task, held_out, state.point), "pairs": len(held_out)})
-            if _is_best(row, state):
-                checkpoint.save_best(run.checkpoints, weights, state)
-        if _due(state.step, settings.checkpoint_every, last) and not last:
+        state.evaluation_due = len(held_out) > 0 and _due(state.step, settings.eval_every, last)
+        if state.evaluation_due:
+            _evaluate(task, weights, held_out, run, state)
+        if stop.requested or (_due(state.step, settings.checkpoint_every, last) and not last):
             checkpoint.save(run.checkpoints, weights, optimizer, state)
+            stop.leave(f"at step {state.step} of {order.steps}")
     return state, "early stop: held-out accuracy no longer rose" if _stale(state, settings) else "all steps done"
+
+
+def _evaluate(task: Task, weights: MasterWeights, held_out: Sequence[Example], run: RunDir, state: State) -> None:
+    """Score the held-out examples; keep the weights if they are the best so far: highest accuracy, then lowest loss. Stays due if a stop is asked
+    for meanwhile."""
+    means = evaluate_held_out(task, held_out, state.point)
+    if means is None:
+        return
+    state.evaluation_due = False
+    row = _log(run, task.show, "eval", state.step, {**means, "pairs": len(held_out)})
+    gained = not state.best or row["accuracy"] > state.best["accuracy"]
+    state.stale = 0 if gained else state.stale + 1
+    if gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"]):
+        state.best = row
+        checkpoint.save_best(run.checkpoints, weights, state)
 
 
 def _log(run: RunDir, show: Progress, kind: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
@@ -99,16 +120,6 @@ def _due(step: int, every: int, last: bool) -> bool:
 
 def _stale(state: State, settings: TrainSettings) -> bool:
     return 0 < settings.patience <= state.stale
-
-
-def _is_best(row: dict[str, Any], state: State) -> bool:
-    """Whether the evaluation is the best so far, by accuracy and then by loss; `state` remembers it, and how many were no better by accuracy."""
-    gained = not state.best or row["accuracy"] > state.best["accuracy"]
-    state.stale = 0 if gained else state.stale + 1
-    best = gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"])
-    if best:
-        state.best = row
-    return best
 
 
 def _check_first_loss(step: Step, policy: Scorer, state: State) -> None:

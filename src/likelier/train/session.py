@@ -1,5 +1,6 @@
 """A training run from recipe to model folder: everything around the loop.
 
+sole_use    no other process works in the run directory
 prepare     read, split, encode · load · choose the engine        (touches no disk but caches)
 open_run    the run directory: fresh, or resumed if it is the same recipe's
 then        fill the reference store · fit · keep the best · save · write down what happened
@@ -41,13 +42,15 @@ from likelier.models import (
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
-from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl
+from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl, writing
 from likelier.train import checkpoint
+from likelier.train.lock import sole_use
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 from likelier.train.step import require_whole_steps
+from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
 
 LONG_AUDIT = 5000
@@ -124,7 +127,10 @@ def probe_examples(examples: Sequence[Example]) -> list[Example]:
 
 
 def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
-    """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first."""
+    """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first.
+
+    Raises RunError if another process is at work there, or if a disk is full, and Interrupted where SIGTERM or Ctrl-C asked it to stop.
+    """
     try:
         return _train(recipe, show or Progress(), fresh=fresh)
     except (RuntimeError, MemoryError) as problem:
@@ -140,17 +146,25 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
 def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
     run = RunDir(recipe.out)
     require_trackers(recipe.log)
-    check_folder(run, recipe, fresh=fresh)
-    prepared = prepare(recipe, show)
-    if fresh:
-        clear(run)
-    open_run(run, prepared)
-    with tracked(show, recipe, run) as observed:
-        return _carry_out(run, prepared, observed)
+    with sole_use(run):
+        check_folder(run, recipe, fresh=fresh)
+        prepared = prepare(recipe, show)
+        if fresh:
+            clear(run)
+        open_run(run, prepared)
+        with heed_signals() as stop, tracked(show, recipe, run) as observed:
+            _carry_out(run, prepared, observed, stop)
+            stop.leave("when the model had been saved")
+    return run
 
 
-def _carry_out(run: RunDir, prepared: Prepared, show: Progress) -> RunDir:
-    """From an open run to a saved model."""
+def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> None:
+    """From an open run directory to one that holds a model."""
+
+    def reference_scored(done: int, total: int) -> None:
+        show.reference_scored(done, total)
+        stop.leave(f"when {done} of {total} sequences had been scored under the reference")
+
     recipe = prepared.recipe
     policy, settings = prepared.policy, recipe.train
     examples = [*prepared.train.examples, *prepared.held_out.examples]
@@ -163,12 +177,12 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress) -> RunDir:
         if prepared.objective.needs_reference:
             store = open_store(prepared, show)
             with as_reference(policy.model):
-                computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=show.reference_scored)
+                computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
             digest = store.digest(everything)
         reference_seconds = time.perf_counter() - started
         masters = MasterWeights.of(policy.model, recipe.model)
         sides = prepared.train.examples, prepared.held_out.examples
-        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters)
+        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop)
     finally:
         show.close()
     unchanged = (
@@ -179,7 +193,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress) -> RunDir:
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )
     if state.best:
-        checkpoint.load_weights(run.checkpoints / "best", trainable(policy.model))
+        checkpoint.load_weights(checkpoint.best(run.checkpoints, state), trainable(policy.model))
     outcome = {
         "steps": state.step,
         "stopped": ending,
@@ -196,8 +210,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress) -> RunDir:
     notes = provenance_notes(manifest)
     saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
     write_json(run.manifest, manifest | {"saved": saved})
-    shutil.rmtree(run.checkpoints)
-    return run
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
@@ -210,7 +223,7 @@ def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
 
 def check_folder(run: RunDir, recipe: Recipe, *, fresh: bool) -> None:
     """Raises RunError if the folder holds something that this recipe must not continue or overwrite."""
-    if fresh or not run.path.exists() or not any(run.path.iterdir()):
+    if fresh or not run.path.exists() or not {*run.path.iterdir()} - {run.lock} - run.unfinished():
         return
     if not run.recipe.is_file():
         raise RunError(f"{run.path}: this folder holds other files and is no run directory. Choose another with --out.")
@@ -222,11 +235,31 @@ def check_folder(run: RunDir, recipe: Recipe, *, fresh: bool) -> None:
 
 
 def clear(run: RunDir) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for path in (run.recipe, run.manifest, run.metrics, run.eval, run.samples, run.report):
-        path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.trackers, run.model):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what a run wrote, and nothing else: the manifest first, without which nothing is resumed, and the recipe last, without which the
+    folder is not a run's."""
+    forget(run)
+    with writing(run.path):
+        if run.model.exists():
+            shutil.rmtree(run.model)
+        run.recipe.unlink(missing_ok=True)
+
+
+def forget(run: RunDir) -> None:
+    """Remove all but recipe and model: what a run that begins must not find."""
+    with writing(run.path):
+        for path in (run.manifest, run.metrics, run.eval, run.samples, run.report):
+            path.unlink(missing_ok=True)
+        for folder in (run.checkpoints, run.trackers):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+
+def sweep(run: RunDir) -> None:
+    """Remove what a kill in the middle of writing left behind."""
+    for path in run.unfinished():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if run.checkpoints.exists():
+        checkpoint.sweep(run.checkpoints)
 
 
 def open_run(run: RunDir, prepared: Prepared) -> None:
@@ -237,12 +270,13 @@ def open_run(run: RunDir, prepared: Prepared) -> None:
         for what in ("data", "model"):
             if before[what] != manifest[what]:
                 raise RunError(f"{run.path}: the {what} are no longer those that this run began with; it cannot go on. Use --fresh or another --out.")
-        checkpoint.sweep(run.checkpoints)
+        sweep(run)
         return
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    forget(run)  # of an earlier run that somebody began to remove
+    sweep(run)
+    write_atomic(run.recipe, prepared.recipe.to_yaml())
     write_jsonl(run.metrics, [metrics_header(manifest)])
     write_json(run.manifest, manifest)
-    write_atomic(run.recipe, prepared.recipe.to_yaml())
 
 
 def make_manifest(prepared: Prepared) -> dict[str, Any]:

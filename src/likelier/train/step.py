@@ -16,6 +16,7 @@ from likelier.objectives import Logps, Objective
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
+from likelier.train.stop import NEVER, Stop
 from likelier.train.tally import Row, Tally
 
 
@@ -28,6 +29,7 @@ class Task:
     objective: Objective
     tokens_per_batch: int  # becomes smaller where a batch did not fit into memory
     show: Progress
+    stop: Stop = NEVER
 
     def point(self, examples: Sequence[Example], moving: float) -> float:
         """`Logps.point` for `examples`: their KL for an objective that wants it, else what past steps have left, `moving`."""
@@ -96,11 +98,14 @@ def _add_batch(
             tally.count("drift", side.drift_B)
 
 
-def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row:
-    """Means over held-out examples, without gradient."""
+def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row | None:
+    """Means over held-out examples, without gradient; None if a stop was asked for before the end."""
     tally = Tally(task.objective, pairs=all_pairs(examples))
     point = task.point(examples, moving)
-    scored = list(score_all_examples(task.policy, task.reference, examples, tokens_per_batch=task.tokens_per_batch, point=point))
+    batches = score_all_examples(task.policy, task.reference, examples, tokens_per_batch=task.tokens_per_batch, point=point)
+    scored = list(task.stop.until(batches))
+    if task.stop.requested:
+        return None
     if task.objective.couples_pairs:
         scored = [([example for batch, _ in scored for example in batch], Logps.joined([logps for _, logps in scored]))]
     for batch, logps in scored:
