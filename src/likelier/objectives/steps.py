@@ -68,7 +68,7 @@ def beta_dpo(logps: Logps, *, beta: Positive = 0.1, sensitivity: NotNegative = 0
     tensor([0.5441, 0.6931])
     """
     gap_B = logps.log_ratio_gap_B
-    mean = beta * gap_B.detach().mean()
+    mean = beta * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B).detach().mean()
     usual = POINT_MOMENTUM * logps.point + (1 - POINT_MOMENTUM) * mean
     dynamic = beta * (1 + sensitivity * (mean - usual))
     return -F.logsigmoid(dynamic.clamp(min=LEAST_BETA) * gap_B)
