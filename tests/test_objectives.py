@@ -236,7 +236,9 @@ STEPWISE = {"aot": aot_formula, "aot-pair": aot_pair_formula, "beta-dpo": beta_d
 
 def kto_formula(y, good, beta, desirable_weight, undesirable_weight, point):
     """λ_y − v(x, y), with the paper's value function v."""
-    return desirable_weight - desirable_weight * sigma(beta * (y.ratio - point)) if good else undesirable_weight * (1 - sigma(beta * (point - y.ratio)))
+    if good:
+        return desirable_weight - desirable_weight * sigma(beta * (y.ratio - point))
+    return undesirable_weight - undesirable_weight * sigma(beta * (point - y.ratio))
 
 
 REPLYWISE = {
@@ -526,6 +528,52 @@ def test_optimal_transport_of_one_pair_is_dpo(objective):
     assert objective(taken(made(), 2), beta=0.3).tolist() == pytest.approx(dpo(taken(made(), 2), beta=0.3).tolist(), rel=1e-12)
 
 
+RAGGED = [(CHOSEN, [4, 2]), ([3], REJECTED), (CHOSEN, []), ([], REJECTED)]
+"""Lengths of good and bad replies: more of the one than of the other, or none."""
+
+
+@pytest.mark.parametrize("good, bad", RAGGED)
+@pytest.mark.parametrize("name, given", UNPAIRED)
+def test_single_replies_come_in_any_number_of_each_kind(name, given, good, bad):
+    objective, logps = make_objective(name, **given), made(chosen=good, rejected=bad)
+    assert objective.losses(logps).tolist() == pytest.approx(formula(name, logps, **objective.hyperparameters), rel=1e-12)
+    assert [len(rewards_B) for rewards_B in objective.rewards(logps)] == [len(good), len(bad)]
+    still = formula(name, replace(logps.with_policy_at_reference(), point=0.0), **objective.hyperparameters)
+    assert objective.losses(logps.with_policy_at_reference()).tolist() == pytest.approx(still, rel=1e-12)
+
+    def losses(chosen, rejected):
+        sides = [replace(side, policy_N=values_N) for side, values_N in ((logps.chosen, chosen), (logps.rejected, rejected))]
+        return objective.losses(replace(logps, chosen=sides[0], rejected=sides[1]))
+
+    inputs = [side.policy_N.clone().requires_grad_() for side in (logps.chosen, logps.rejected)]
+    assert torch.autograd.gradcheck(losses, inputs)
+    losses(*inputs).sum().backward()
+    assert (inputs[0].grad < 0).all()  # a step down the gradient makes good replies likelier, bad ones less likely
+    assert (inputs[1].grad > 0).all()
+
+
+def test_what_single_replies_lose_at_the_reference():
+    logps = made(rejected=[4, 2]).with_policy_at_reference()
+    assert kto(logps, desirable_weight=1.5, undesirable_weight=0.7).tolist() == pytest.approx([0.75] * 5 + [0.35] * 2)
+    assert bco(logps).tolist() == pytest.approx([math.log(2)] * 7)
+    assert apo_zero_unpaired(logps).tolist() == pytest.approx([0.5] * 7)
+
+
+def test_kto_at_a_reference_point_of_0_is_apo_zero_whose_losses_of_a_pair_add_up():
+    logps = replace(made(), point=0.0)
+    assert kto(logps, beta=0.3).tolist() == pytest.approx(apo_zero_unpaired(logps, beta=0.3).tolist(), rel=1e-12)
+    assert apo_zero_unpaired(logps, beta=0.3).view(2, -1).sum(0).tolist() == pytest.approx(apo_zero(logps, beta=0.3).tolist(), rel=1e-12)
+
+
+def test_a_reply_at_the_reference_point_is_neither_gain_nor_loss():
+    """KTO's and BCO's point is where their sigmoid is at its middle, in nats of log-ratio and not times β."""
+    lengths = torch.tensor([2])
+    at = Responses(torch.tensor([-1.0, -0.5]), torch.tensor([-2.0, -2.0]), lengths)
+    logps = Logps(at, at, point=2.5)
+    assert kto(logps, beta=3.0).tolist() == pytest.approx([0.5, 0.5])
+    assert bco(logps, beta=3.0).tolist() == pytest.approx([math.log(2)] * 2)
+
+
 def test_pitfall_11_log1mexp_keeps_its_digits():
     for x in (-1e-8, -1e-6, -1e-3, -0.1, -0.69, -0.70, -3.0, -30.0, -80.0):
         found = log1mexp(torch.tensor([x], requires_grad=True))
@@ -629,9 +677,7 @@ DOC = Path(__file__).parent.parent / "docs" / "objectives.md"
 def test_the_docs_say_which_objective_takes_which_setting():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOC.read_text().partition("## Settings")[2].partition("\n## ")[0], flags=re.MULTILINE)
     said = {setting: "all but sft" if takers == "all but sft" else set(re.split(r"[,;] ", takers)) for setting, takers in rows}
-    takes = {
-        setting: {name for name in TABLE if setting in taken_by(TABLE[name])} for setting in ObjectiveSettings.model_fields if setting != "name"
-    }
+    takes = {setting: {name for name in TABLE if setting in taken_by(TABLE[name])} for setting in ObjectiveSettings.model_fields if setting != "name"}
     assert TABLE.keys() - takes["beta"] == {"sft"}
     assert said == takes | {"beta": "all but sft"}
 

@@ -156,7 +156,8 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
         takes = sorted({known for _, term in terms for known in taken_by(TABLE[term])})
         names = f"It takes: {', '.join(takes)}." if takes else "It takes none."
         raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, takes)} {names}")
-    return made[0] if len(made) == 1 else weighted_sum([weight for weight, _ in terms], made)
+    weights = [weight for weight, _ in terms]
+    return made[0] if weights == [1] else weighted_sum(weights, made)
 
 
 def taken_by(row: Objective) -> list[str]:
