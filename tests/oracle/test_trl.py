@@ -349,6 +349,14 @@ def test_apo_zero_of_single_replies(mixture, moved, kto_trainer, agree):
     agree("apo-zero-unpaired", {"beta": 0.5}, replies, wanted, trainer.model)
 
 
+def test_bco_of_pairs(examples, moved, trl_trainer, agree):
+    """TRL 1.16 has BCO of pairs alone, and with a δ of 0. Its loss of a pair is the sum of ours of both replies."""
+    batch = short(examples)
+    trainer = trl_trainer(batch, policy=copy.deepcopy(moved), loss_type="bco_pair", beta=0.5)
+    wanted = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(batch))) / 2
+    agree("bco", {"beta": 0.5}, batch, [wanted], trainer.model)
+
+
 def as_single_replies(examples):
     return [
         LabelledExample(tuple(row["prompt_ids"]), tuple(row["completion_ids"]), row["label"], others=(tuple(row["KL_completion_ids"]),))
@@ -413,8 +421,8 @@ def test_wpo_of_trl_aligns_its_weights(examples, moved, reference, trl_trainer):
 @pytest.mark.parametrize("name", TABLE)
 def test_every_objective_that_trl_has_is_compared_here(name):
     """The others have nothing to be compared with but their formula, in tests/test_objectives.py."""
-    compared = {name for name, *_ in LOSSES} | {"aot", "aot-pair", "simpo", "cpo", "orpo", "kto", "apo-zero-unpaired"}
-    assert (name in compared) != (name in {"r-dpo", "dpop", "wpo", "beta-dpo", "bco"})
+    compared = {name for name, *_ in LOSSES} | {"aot", "aot-pair", "simpo", "cpo", "orpo", "kto", "bco", "apo-zero-unpaired"}
+    assert (name in compared) != (name in {"r-dpo", "dpop", "wpo", "beta-dpo"})
 
 
 def cpo_row(example):

@@ -60,8 +60,9 @@ def beta_dpo(logps: Logps, *, beta: Positive = 0.1, sensitivity: NotNegative = 0
 
         L = −log σ(β′h),    β′ = β·[1 + α·(M − M₀)], held constant, at least 0.001,    M = mean over the step of βh
 
-    `sensitivity` is α. M₀ is the moving mean of M, this step's included: 0.9·`logps.point` + 0.1·M. The paper also leaves pairs out at random
-    whose margin is far from M₀; here every pair counts. log 2 where policy equals reference.
+    `sensitivity` is α. M₀ is the moving mean of M, this step's included, as in the authors' code: 0.9·`logps.point` + 0.1·M. That code multiplies α
+    with the mean of h, not of βh, and leaves pairs out at random whose margin is far from M₀; here every pair counts. M knows no offset of h, as
+    rewards do not. log 2 where policy equals reference.
 
     >>> from likelier.objectives import two_pairs
     >>> beta_dpo(two_pairs())
