@@ -100,7 +100,7 @@ class Logps:
     def joined(parts: "Sequence[Logps]") -> "Logps":
         """The pairs of all parts, end to end; of the first part's point, which is the same for all."""
         sides = _joined([part.chosen for part in parts]), _joined([part.rejected for part in parts])
-        margins = [torch.zeros(len(part.chosen.lengths_B)) if part.margins_B is None else part.margins_B for part in parts]
+        margins = [torch.zeros_like(part.chosen.lengths_B, dtype=torch.float32) if part.margins_B is None else part.margins_B for part in parts]
         some = any(part.margins_B is not None for part in parts)
         return Logps(*sides, margins_B=torch.cat(margins) if some else None, point=parts[0].point)
 
