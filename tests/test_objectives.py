@@ -7,7 +7,7 @@ import math
 import pkgutil
 import re
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,14 @@ from likelier.objectives import (
     Responses,
     aot,
     aot_pair,
+    apo_zero,
+    apo_zero_unpaired,
+    bco,
     beta_dpo,
     dpo,
     f_dpo,
     ipo,
+    kto,
     length_normalised_dpo,
     make_objective,
     orpo,
@@ -32,7 +36,8 @@ from likelier.objectives import (
     wpo,
 )
 from likelier.objectives.reference_free import log1mexp
-from likelier.recipe import ObjectiveSettings
+from likelier.objectives.table import taken_by
+from likelier.recipe import OBJECTIVES, ObjectiveSettings
 
 CHOSEN, REJECTED = [3, 1, 7, 2, 5], [1, 4, 2, 11, 5]
 """Response lengths of five pairs: ragged, down to one token."""
@@ -60,8 +65,7 @@ EVERY = [
     ("wpo", {}),
     ("wpo", {"beta": 0.4}),
     ("beta-dpo", {}),
-    ("beta-dpo", {"beta": 0.4, "sensitivity": 0.3, "threshold": 0.5}),
-    ("beta-dpo", {"threshold": 50.0}),
+    ("beta-dpo", {"beta": 0.4, "sensitivity": 0.3}),
     ("ipo", {}),
     ("ipo", {"beta": 0.7, "per_token": True}),
     ("hinge", {}),
@@ -89,24 +93,35 @@ EVERY = [
     ("cpo", {}),
     ("cpo", {"beta": 0.4, "sft_weight": 0.3}),
     ("sft", {}),
+    ("kto", {}),
+    ("kto", {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.7}),
+    ("bco", {}),
+    ("bco", {"beta": 0.4}),
+    ("apo-zero-unpaired", {}),
+    ("apo-zero-unpaired", {"beta": 0.4}),
 ]
+
+UNPAIRED = [(name, given) for name, given in EVERY if not TABLE[name].paired]
 
 DETACHED = {"wpo", "beta-dpo"}
 """A factor of the loss is held constant, so that finite differences of the loss are not its gradient."""
 
 CHOSEN_ONLY = {"sft"}
 
+POINT = 0.7
+"""What kto, bco and beta-dpo compare with. The others must not look at it."""
+
 
 def values(lengths, seed, dtype=torch.float64):
     return -torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 4
 
 
-def made(dtype=torch.float64, *, reference=True) -> Logps:
+def made(dtype=torch.float64, *, reference=True, chosen=CHOSEN, rejected=REJECTED) -> Logps:
     sides = [
-        Responses(values(lengths, seed, dtype), values(lengths, seed + 2, dtype) if reference else None, torch.tensor(lengths))
-        for seed, lengths in enumerate((CHOSEN, REJECTED))
+        Responses(values(lengths, seed, dtype), values(lengths, seed + 2, dtype) if reference else None, torch.tensor(lengths, dtype=torch.int64))
+        for seed, lengths in enumerate((chosen, rejected))
     ]
-    return Logps(*sides)
+    return Logps(*sides, point=POINT)
 
 
 @dataclass
@@ -208,14 +223,32 @@ def aot_pair_formula(pairs, beta):
     return [nls(beta * (g - r)) for g, r in zip(gaps, same_rank(reference_gaps, gaps), strict=True)]
 
 
-def beta_dpo_formula(pairs, beta, sensitivity, threshold):
+def beta_dpo_formula(pairs, beta, sensitivity, point):
     gaps = [w.ratio - lo.ratio for w, lo in pairs]
-    dynamic = max(1e-3, beta * (1 + sensitivity * (statistics.fmean(beta * gap for gap in gaps) - threshold)))
+    mean = statistics.fmean(beta * gap for gap in gaps)
+    dynamic = max(1e-3, beta * (1 + sensitivity * (mean - (0.9 * point + 0.1 * mean))))
     return [nls(dynamic * gap) for gap in gaps]
 
 
 STEPWISE = {"aot": aot_formula, "aot-pair": aot_pair_formula, "beta-dpo": beta_dpo_formula}
 """Formulas of a whole step."""
+
+
+def kto_formula(y, good, beta, desirable_weight, undesirable_weight, point):
+    """λ_y − v(x, y), with the paper's value function v."""
+    if good:
+        return desirable_weight - desirable_weight * sigma(beta * (y.ratio - point))
+    return undesirable_weight - undesirable_weight * sigma(beta * (point - y.ratio))
+
+
+REPLYWISE = {
+    "kto": kto_formula,
+    "bco": lambda y, good, beta, point: nls(beta * y.ratio - beta * point) if good else nls(-(beta * y.ratio - beta * point)),
+    "apo-zero-unpaired": lambda y, good, beta: 1 - sigma(beta * y.ratio) if good else sigma(beta * y.ratio),
+}
+"""Formulas of one reply: the reply, whether it is good, hyperparameters."""
+
+WITH_POINT = {"kto", "bco", "beta-dpo"}
 
 
 def formula(name, logps, **hyperparameters):
@@ -225,6 +258,10 @@ def formula(name, logps, **hyperparameters):
         for side in (logps.chosen, logps.rejected)
         for n in [side.lengths_B.tolist()]
     ]
+    if name in WITH_POINT:
+        hyperparameters["point"] = float(logps.point)
+    if name in REPLYWISE:
+        return [REPLYWISE[name](reply, good, **hyperparameters) for good, side in zip((True, False), sides, strict=True) for reply in side]
     pairs = list(zip(*sides, strict=True))
     return STEPWISE[name](pairs, **hyperparameters) if name in STEPWISE else [PAIRWISE[name](*pair, **hyperparameters) for pair in pairs]
 
@@ -274,15 +311,16 @@ def test_gradients_are_those_of_finite_differences_and_reach_every_token(name, g
 
     def losses(chosen, rejected):
         chosen, rejected = (Responses(p, s.reference_N, s.lengths_B) for p, s in ((chosen, fixed.chosen), (rejected, fixed.rejected)))
-        return objective.losses(Logps(chosen, rejected))
+        return objective.losses(Logps(chosen, rejected, point=POINT))
 
     inputs = [side.policy_N.clone().requires_grad_() for side in (fixed.chosen, fixed.rejected)]
     if name not in DETACHED:
         assert torch.autograd.gradcheck(losses, inputs)
     losses_B = losses(*inputs)
     losses_B.sum().backward()
-    for tensor, lengths in list(zip(inputs, (CHOSEN, REJECTED), strict=True))[: 1 if name in CHOSEN_ONLY else 2]:
-        assert (tensor.grad != 0).equal((losses_B != 0).repeat_interleave(torch.tensor(lengths)))  # a hinge that is won pushes no more
+    losses_of_sides = losses_B.split(len(CHOSEN)) if not objective.paired else (losses_B, losses_B)
+    for tensor, lengths, of_side_B in list(zip(inputs, (CHOSEN, REJECTED), losses_of_sides, strict=True))[: 1 if name in CHOSEN_ONLY else 2]:
+        assert (tensor.grad != 0).equal((of_side_B != 0).repeat_interleave(torch.tensor(lengths)))  # a hinge that is won pushes no more
     assert losses_B.count_nonzero() >= 3
 
 
@@ -295,13 +333,14 @@ def test_constant_factors_have_no_gradient():
         for side in (logps.chosen, logps.rejected):
             inputs.append(side.policy_N.clone().requires_grad_())
             sides.append(Responses(inputs[-1], side.reference_N, side.lengths_B))
-        (weight_B * objective(Logps(*sides))).sum().backward()
+        (weight_B * objective(Logps(*sides, point=POINT))).sum().backward()
         return torch.cat([tensor.grad for tensor in inputs])
 
     logps = made()
     weight_B = torch.exp(logps.chosen.policy_B / torch.tensor(CHOSEN) + logps.rejected.policy_B / torch.tensor(REJECTED))
     assert gradient(lambda x: wpo(x, beta=0.3), 1.0).allclose(gradient(lambda x: dpo(x, beta=0.3), weight_B), rtol=1e-12, atol=0)
-    dynamic = 0.2 * (1 + 0.6 * float((0.2 * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B)).mean()))
+    mean = float((0.2 * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B)).mean())
+    dynamic = 0.2 * (1 + 0.6 * (mean - (0.9 * POINT + 0.1 * mean)))
     assert gradient(lambda x: beta_dpo(x, beta=0.2), 1.0).allclose(gradient(lambda x: dpo(x, beta=dynamic), 1.0), rtol=1e-12, atol=0)
     assert dynamic != pytest.approx(0.2, rel=1e-3)
 
@@ -416,7 +455,8 @@ def test_rewards_have_no_gradient():
 def test_every_row_of_the_table_is_ready_for_use(name):
     objective = make_objective(name)
     assert objective.hyperparameters == defaults_of(TABLE[name].function)
-    assert objective.losses(made()).shape == (len(CHOSEN),)
+    assert objective.losses(made()).shape == (len(CHOSEN) if objective.paired else len(CHOSEN) + len(REJECTED),)
+    assert objective.paired == (name not in REPLYWISE)
     assert objective.needs_reference == (name not in ("simpo", "orpo", "cpo", "sft"))
     assert objective.couples_pairs == (name in STEPWISE)
     assert objective.rewards(made())[0].shape == (len(CHOSEN),)
@@ -460,7 +500,7 @@ def test_only_rows_that_say_so_mix_pairs(name):
     """Pitfall 8: a pair's loss is the same in any company, but for the rows that say otherwise."""
     objective = make_objective(name)
     whole = objective.losses(made())
-    alone = torch.cat([objective.losses(taken(made(), i)) for i in range(len(CHOSEN))])
+    alone = torch.stack([objective.losses(taken(made(), i)) for i in range(len(CHOSEN))]).T.flatten()
     assert objective.couples_pairs != torch.allclose(whole, alone, rtol=1e-12)
     assert objective.losses(Logps.joined([taken(made(), i) for i in range(len(CHOSEN))])).equal(whole)
 
@@ -472,7 +512,8 @@ def taken(logps: Logps, i: int) -> Logps:
         n = r.lengths_B.tolist()
         return Responses(r.policy_N.split(n)[i], r.reference_N.split(n)[i], r.lengths_B[i : i + 1])
 
-    return Logps(side(logps.chosen), side(logps.rejected))
+    margins_B = None if logps.margins_B is None else logps.margins_B[i : i + 1]
+    return replace(logps, chosen=side(logps.chosen), rejected=side(logps.rejected), margins_B=margins_B)
 
 
 @pytest.mark.parametrize("objective", [aot, aot_pair, beta_dpo])
@@ -485,6 +526,52 @@ def test_losses_of_a_step_do_not_depend_on_the_order_of_its_pairs(objective):
 @pytest.mark.parametrize("objective", [aot, aot_pair])
 def test_optimal_transport_of_one_pair_is_dpo(objective):
     assert objective(taken(made(), 2), beta=0.3).tolist() == pytest.approx(dpo(taken(made(), 2), beta=0.3).tolist(), rel=1e-12)
+
+
+RAGGED = [(CHOSEN, [4, 2]), ([3], REJECTED), (CHOSEN, []), ([], REJECTED)]
+"""Lengths of good and bad replies: more of the one than of the other, or none."""
+
+
+@pytest.mark.parametrize("good, bad", RAGGED)
+@pytest.mark.parametrize("name, given", UNPAIRED)
+def test_single_replies_come_in_any_number_of_each_kind(name, given, good, bad):
+    objective, logps = make_objective(name, **given), made(chosen=good, rejected=bad)
+    assert objective.losses(logps).tolist() == pytest.approx(formula(name, logps, **objective.hyperparameters), rel=1e-12)
+    assert [len(rewards_B) for rewards_B in objective.rewards(logps)] == [len(good), len(bad)]
+    still = formula(name, replace(logps.with_policy_at_reference(), point=0.0), **objective.hyperparameters)
+    assert objective.losses(logps.with_policy_at_reference()).tolist() == pytest.approx(still, rel=1e-12)
+
+    def losses(chosen, rejected):
+        sides = [replace(side, policy_N=values_N) for side, values_N in ((logps.chosen, chosen), (logps.rejected, rejected))]
+        return objective.losses(replace(logps, chosen=sides[0], rejected=sides[1]))
+
+    inputs = [side.policy_N.clone().requires_grad_() for side in (logps.chosen, logps.rejected)]
+    assert torch.autograd.gradcheck(losses, inputs)
+    losses(*inputs).sum().backward()
+    assert (inputs[0].grad < 0).all()  # a step down the gradient makes good replies likelier, bad ones less likely
+    assert (inputs[1].grad > 0).all()
+
+
+def test_what_single_replies_lose_at_the_reference():
+    logps = made(rejected=[4, 2]).with_policy_at_reference()
+    assert kto(logps, desirable_weight=1.5, undesirable_weight=0.7).tolist() == pytest.approx([0.75] * 5 + [0.35] * 2)
+    assert bco(logps).tolist() == pytest.approx([math.log(2)] * 7)
+    assert apo_zero_unpaired(logps).tolist() == pytest.approx([0.5] * 7)
+
+
+def test_kto_at_a_reference_point_of_0_is_apo_zero_whose_losses_of_a_pair_add_up():
+    logps = replace(made(), point=0.0)
+    assert kto(logps, beta=0.3).tolist() == pytest.approx(apo_zero_unpaired(logps, beta=0.3).tolist(), rel=1e-12)
+    assert apo_zero_unpaired(logps, beta=0.3).view(2, -1).sum(0).tolist() == pytest.approx(apo_zero(logps, beta=0.3).tolist(), rel=1e-12)
+
+
+def test_a_reply_at_the_reference_point_is_neither_gain_nor_loss():
+    """KTO's and BCO's point is where their sigmoid is at its middle, in nats of log-ratio and not times β."""
+    lengths = torch.tensor([2])
+    at = Responses(torch.tensor([-1.0, -0.5]), torch.tensor([-2.0, -2.0]), lengths)
+    logps = Logps(at, at, point=2.5)
+    assert kto(logps, beta=3.0).tolist() == pytest.approx([0.5, 0.5])
+    assert bco(logps, beta=3.0).tolist() == pytest.approx([math.log(2)] * 2)
 
 
 def test_pitfall_11_log1mexp_keeps_its_digits():
@@ -537,11 +624,12 @@ def test_alpha_divergence_goes_from_reverse_to_forward_kl(divergence, like):
 
 
 def test_dynamic_beta_rises_with_the_step_s_margin_and_never_turns_round():
-    logps = made()
+    """Against a past of no margin; this step's is a tenth of what is usual from here on."""
+    logps = replace(made(), point=0.0)
     turned = Logps(logps.rejected, logps.chosen)
     mean = float((logps.chosen.log_ratio_B - logps.rejected.log_ratio_B).mean())
     better, worse = (logps, turned) if mean > 0 else (turned, logps)
-    assert beta_dpo(better).tolist() == pytest.approx(dpo(better, beta=0.1 * (1 + 0.6 * 0.1 * abs(mean))).tolist(), rel=1e-9)
+    assert beta_dpo(better).tolist() == pytest.approx(dpo(better, beta=0.1 * (1 + 0.6 * 0.9 * 0.1 * abs(mean))).tolist(), rel=1e-9)
     assert beta_dpo(worse, sensitivity=1e6).tolist() == pytest.approx(dpo(worse, beta=1e-3).tolist(), rel=1e-9)
 
 
@@ -559,7 +647,11 @@ def test_dynamic_beta_rises_with_the_step_s_margin_and_never_turns_round():
         ("discopop", "temperature", 2.0),
         ("r-dpo", "length_penalty", -0.1),
         ("dpop", "chosen_penalty", -1.0),
-        ("beta-dpo", "threshold", math.nan),
+        ("beta-dpo", "sensitivity", math.nan),
+        ("kto", "desirable_weight", 0.0),
+        ("kto", "undesirable_weight", math.inf),
+        ("bco", "beta", -0.1),
+        ("dpo", "margin_scale", -1.0),
         ("simpo", "target_margin", -1.0),
     ],
 )
@@ -569,8 +661,9 @@ def test_a_value_out_of_range_is_refused(name, setting, value):
 
 
 def test_the_recipe_lists_every_objective():
-    listed = ObjectiveSettings.model_fields["name"].description
-    assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", listed.partition(":")[2])) == TABLE.keys()
+    listed = re.findall(r"[a-z]+(?:-[a-z]+)*", ObjectiveSettings.model_fields["name"].description.partition(":")[2].partition(" Or ")[0])
+    assert [word for word in listed if word in TABLE] == [*TABLE] == [*OBJECTIVES]
+    assert set(listed) - TABLE.keys() == {"of", "single", "replies"}
 
 
 def test_sft_takes_no_hyperparameter():
@@ -584,9 +677,7 @@ DOC = Path(__file__).parent.parent / "docs" / "objectives.md"
 def test_the_docs_say_which_objective_takes_which_setting():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOC.read_text().partition("## Settings")[2].partition("\n## ")[0], flags=re.MULTILINE)
     said = {setting: "all but sft" if takers == "all but sft" else set(re.split(r"[,;] ", takers)) for setting, takers in rows}
-    takes = {
-        setting: {name for name in TABLE if setting in TABLE[name].hyperparameters} for setting in ObjectiveSettings.model_fields if setting != "name"
-    }
+    takes = {setting: {name for name in TABLE if setting in taken_by(TABLE[name])} for setting in ObjectiveSettings.model_fields if setting != "name"}
     assert TABLE.keys() - takes["beta"] == {"sft"}
     assert said == takes | {"beta": "all but sft"}
 

@@ -8,8 +8,10 @@ import yaml
 
 import likelier
 from likelier.errors import RecipeError
-from likelier.objectives import TABLE
+from likelier.objectives import TABLE, make_objective
+from likelier.objectives.table import taken_by
 from likelier.recipe import (
+    OBJECTIVES,
     AdapterSettings,
     DataSettings,
     EvalSettings,
@@ -46,7 +48,9 @@ FULL = {
         "divergence_alpha": 0.3,
         "temperature": 0.1,
         "sensitivity": 0.0,
-        "threshold": -1.0,
+        "desirable_weight": 1.5,
+        "undesirable_weight": 0.5,
+        "margin_scale": 2.0,
     },
     "adapter": {"rank": 1, "alpha": 0.5, "targets": "q_proj"},
     "train": {
@@ -60,6 +64,7 @@ FULL = {
         "warmup": 0.0,
         "weight_decay": 0.1,
         "max_grad_norm": 2.0,
+        "max_skipped_steps": 0,
         "precision": "fp32",
         "gradient_checkpointing": True,
         "seed": 5,
@@ -126,6 +131,49 @@ def test_yaml_keeps_the_order_of_the_sections_and_plain_letters():
     assert yaml.safe_load(text)["data"]["train"] == ["a.jsonl", "b.parquet"]
 
 
+def test_the_names_of_objectives_are_those_of_the_table():
+    assert tuple(TABLE) == OBJECTIVES
+
+
+@pytest.mark.parametrize(
+    "objective, name",
+    [
+        ({"dpo": 1.0, "sft": 0.2}, "dpo + 0.2 sft"),
+        ({"dpo": 1, "sft": "2e-1"}, "dpo + 0.2 sft"),
+        ({"sft": 0.5, "apo-zero": 2}, "0.5 sft + 2 apo-zero"),
+        ({"ipo": 1}, "ipo"),
+        ({"dpo": 0.123456789, "sft": 1234567}, "0.123456789 dpo + 1234567 sft"),
+        ({"dpo": 1e-7}, "1e-07 dpo"),
+        ({"name": "dpo + 0.2 sft"}, "dpo + 0.2 sft"),
+    ],
+)
+def test_a_sum_of_objectives_as_a_mapping_or_a_name(objective, name, tmp_path):
+    recipe = parse_recipe({**LEAST, "objective": {**objective, "beta": 0.3}}, where="")
+    assert recipe.objective.name == name
+    assert recipe.objective.given() == {"beta": 0.3}
+    assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
+    by_name = parse_recipe({**LEAST, "objective": {"name": name, "beta": 0.3}}, where="")
+    assert by_name.fingerprint() == recipe.fingerprint()
+    make_objective(name, beta=0.3)
+
+
+def test_the_fingerprint_is_of_the_weights_of_a_sum():
+    one, other = (parse_recipe({**LEAST, "objective": {"dpo": 1.0, "sft": weight}}, where="").fingerprint() for weight in (0.2, 0.3))
+    assert one != other
+
+
+@pytest.mark.parametrize("weight", [0, -0.2, math.inf, math.nan, "much", None, [1]])
+def test_weights_of_a_sum_are_numbers_above_0(weight):
+    said = refusal({**LEAST, "objective": {"dpo": 1.0, "sft": weight}})
+    assert "`objective`: the weights of dpo, sft must be numbers above 0" in said
+
+
+def test_objectives_beside_a_name_or_unknown_ones_are_refused():
+    assert "`objective.sft` is not a setting." in refusal({**LEAST, "objective": {"name": "dpo", "sft": 0.2}})
+    assert "`objective.sftt` is not a setting. Did you mean `sft`?" in refusal({**LEAST, "objective": {"dpo": 1.0, "sftt": 0.2}})
+    assert "`objective.simp0` is not a setting. Did you mean `simpo`?" in refusal({**LEAST, "objective": {"simp0": 1.0}})
+
+
 def test_numbers_as_people_write_them(tmp_path):
     """YAML 1.1 reads 1e-4 as text."""
     recipe = load_recipe(written(tmp_path, "data: {train: [p]}\ntrain: {learning_rate: 1e-4, epochs: 2}\nobjective: {beta: 5e-2}\n"))
@@ -186,7 +234,10 @@ def test_unknown_settings_are_named_with_a_suggestion(settings, said):
         ("objective.divergence_alpha", 1.0),
         ("objective.temperature", 0),
         ("objective.sensitivity", -1),
-        ("objective.threshold", math.nan),
+        ("objective.desirable_weight", 0),
+        ("objective.undesirable_weight", math.inf),
+        ("objective.margin_scale", -0.5),
+        ("train.max_skipped_steps", -1),
         ("adapter.rank", 0),
         ("eval.samples", 0),
         ("log.trackers", "wandb"),
@@ -253,7 +304,7 @@ def test_a_recipe_does_not_change():
 
 
 def test_the_fingerprint_is_of_what_shapes_the_training_and_nothing_else():
-    memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing")}
+    memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing", "max_skipped_steps")}
     base = parse_recipe(LEAST, where="")
     unread = {section: FULL[section] for section in ("eval", "log", "audit")}
     ignored = parse_recipe({**LEAST, **unread, "out": "elsewhere", "train": memory}, where="")
@@ -325,6 +376,6 @@ def a(recipe, settings: TrainSettings, other: "AdapterSettings | None"):
 def test_no_setting_is_there_that_nothing_reads():
     source = Path(likelier.__file__).parent
     read = set().union(*(settings_read_in(ast.parse(path.read_text(encoding="utf-8"))) for path in source.rglob("*.py")))
-    read |= {("ObjectiveSettings", name) for row in TABLE.values() for name in row.hyperparameters}  # handed on whole by `given`
+    read |= {("ObjectiveSettings", name) for row in TABLE.values() for name in taken_by(row)}  # handed on whole by `given`
     wanted = {(SECTION_OF[section], name) for section, name in leaves()} | {("Recipe", "out")}
     assert wanted - read == set()

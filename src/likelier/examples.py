@@ -69,13 +69,13 @@ def with_others(examples: Sequence[Example]) -> list[Example]:
     alike, so that the reference scores them once. Where no reply drawn keeps within the longest example's length, there are none.
     """
     longest = max(map(len, examples), default=0)
-    order = list(range(len(examples)))
-    Random(0).shuffle(order)
+    draw, order = Random(0), list(range(len(examples)))
+    draw.shuffle(order)
     found: dict[int, Example] = {}
     for place, index in enumerate(order):
         example = examples[index]
         following = (examples[order[(place + step) % len(order)]] for step in range(1, min(TRIES, len(order))))
-        replies = (reply for other in following if other.prompt_ids != example.prompt_ids for reply in other.replies)
+        replies = (reply for other in following if other.prompt_ids != example.prompt_ids for reply in draw.sample(other.replies, len(other.replies)))
         fitting = [reply for reply in replies if len(example.prompt_ids) + len(reply) <= longest]
         found[index] = replace(example, others=tuple(fitting[: len(example.replies)]))
     return [found[index] for index in range(len(examples))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from likelier.errors import RecipeError, did_you_mean
 from likelier.section import (
@@ -104,10 +104,12 @@ class ObjectiveSettings(Section):
         terms = {name: weight for name, weight in settings.items() if name in OBJECTIVES} if isinstance(settings, dict) else {}
         if not terms or "name" in settings:
             return settings
-        if not all(isinstance(weight, int | float) and weight > 0 for weight in terms.values()):
-            raise ValueError(f"the weights of {', '.join(terms)} must be numbers above 0")
+        try:
+            weights = TypeAdapter(dict[str, Positive]).validate_python(terms)
+        except ValidationError:
+            raise ValueError(f"the weights of {', '.join(terms)} must be numbers above 0") from None
         rest = {name: value for name, value in settings.items() if name not in terms}
-        return {**rest, "name": " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())}
+        return {**rest, "name": " + ".join(name if weight == 1 else f"{str(weight).removesuffix('.0')} {name}" for name, weight in weights.items())}
 
     def given(self) -> dict[str, Any]:
         """The hyperparameters that were set."""
@@ -253,6 +255,7 @@ def _explain(fault: Any) -> str:
         section: Any = Recipe
         for parent in parents:
             section = section.model_fields[parent].annotation
-        return f"`{key}` is not a setting.{did_you_mean(str(name), section.model_fields)} Known here: {', '.join(section.model_fields)}."
+        known = [*section.model_fields, *(OBJECTIVES if section is ObjectiveSettings else ())]
+        return f"`{key}` is not a setting.{did_you_mean(str(name), known)} Known here: {', '.join(section.model_fields)}."
     message = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     return f"`{key}`: {message} (given: {fault['input']!r})." if fault["loc"] else f"{message}."

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from likelier.data.chat import Encoder
-from likelier.logprobs.examples import score_examples, sequences_of
+from likelier.examples import LabelledExample, PreferenceExample
+from likelier.logprobs.examples import estimate_kl, mismatched, score_examples, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
@@ -33,6 +34,7 @@ from datasets import Dataset  # noqa: E402
 from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
+from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 
 STEPS, PAIRS_PER_STEP, RATE = 10, 4, 1e-3
 VOCABULARY = "invoice refund reset the my a for is was you please sorry May where order late Harbor ticket desk café 42 ok"
@@ -67,6 +69,13 @@ def rows_of(examples):
 
 
 class PreparedDPOTrainer(DPOTrainer):
+    """Takes token ids as they are."""
+
+    def _prepare_dataset(self, dataset, *others):
+        return dataset
+
+
+class PreparedKTOTrainer(KTOTrainer):
     """Takes token ids as they are."""
 
     def _prepare_dataset(self, dataset, *others):
@@ -197,11 +206,11 @@ def agree(moved, reference, furthest, agreement):
     """agree(name, settings, examples, wanted, model): losses of `examples` within 1e-5 of `wanted`, and the gradients of their mean within 1e-4 of
     those of `wanted` in `model`. `wanted`: a loss for each pair, or one for all."""
 
-    def check(name, settings, examples, wanted, model, policy=moved):
+    def check(name, settings, examples, wanted, model, policy=moved, point=0.0):
         (sum(wanted) / len(wanted)).backward()
         wanted = torch.stack([loss.detach() for loss in wanted]).double()
         objective = make_objective(name, **settings)
-        losses_B, gradients = losses_and_gradients(policy, reference if objective.needs_reference else None, examples, objective)
+        losses_B, gradients = losses_and_gradients(policy, reference if objective.needs_reference else None, examples, objective, point)
         found = torch.tensor(losses_B).double() if len(wanted) == len(examples) else torch.tensor(losses_B).double().mean()[None]
         loss_error, gradient_error = float(((found - wanted).abs() / wanted.abs()).max()), furthest(gradients, gradients_of(model))
         agreement(name, settings, loss_error, gradient_error)
@@ -280,6 +289,105 @@ def test_orpo_of_trl_trains_on_prompts(examples, moved, cpo_trainer):
     assert abs(theirs - ours) > 1e-2
 
 
+@pytest.fixture
+def kto_trainer(chat_model, chat_tokenizer, tmp_path):
+    """kto_trainer(examples, policy, **settings): KTOTrainer of TRL, whose reference is `chat_model`, and one batch of its collator."""
+
+    def make(examples, policy, **settings):
+        config = {"train_sampling_strategy": "sequential", "max_length": None, "per_device_train_batch_size": len(examples), **settings}
+        args = trl.KTOConfig(
+            str(tmp_path / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", disable_tqdm=True, **config
+        )
+        rows = kto_rows(examples)
+        models = copy.deepcopy(policy), copy.deepcopy(chat_model)
+        trainer = PreparedKTOTrainer(*models, args, train_dataset=Dataset.from_list(rows), processing_class=chat_tokenizer)
+        return trainer, trainer.data_collator(rows)
+
+    return make
+
+
+def kto_rows(examples):
+    """A row for each reply, with the reply to another prompt that TRL's estimate of the KL takes."""
+    return [
+        {"prompt_ids": list(e.prompt_ids), "completion_ids": list(reply), "label": label, "KL_completion_ids": list(other)}
+        for e in examples
+        for reply, label, other in zip(e.replies, (True, False) if isinstance(e, PreferenceExample) else (e.label,), e.others, strict=True)
+    ]
+
+
+@pytest.fixture
+def mixture(examples, reference, chat_model):
+    """Four pairs, two good replies and a bad one, 6 good and 5 bad replies in all, each with replies to other prompts."""
+    batch = short(examples)
+    labels = zip(batch[4:7], (True, True, False), strict=True)
+    judged = [LabelledExample(e.prompt_ids, e.chosen_ids if label else e.rejected_ids, label, id=e.id) for e, label in labels]
+    mixed = [*batch[:4], *judged]
+    turned = [replace(e, others=(*mixed[i - 1].replies, *mixed[i - 2].replies)[: len(e.replies)]) for i, e in enumerate(mixed)]
+    fill(reference, Scorer(copy.deepcopy(chat_model), engine="plain", precision="fp32"), mismatched(turned), tokens_per_batch=4096)
+    return turned
+
+
+@pytest.mark.parametrize("settings", [{}, {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}])
+@pytest.mark.parametrize("distance", [0.02, -0.02])
+def test_kto(mixture, chat_model, reference, kto_trainer, agree, distance, settings):
+    """A batch of pairs and single replies at once, with the reference point: of the two policies one has a KL below 0, which counts as 0."""
+    policy = shifted(chat_model, distance)
+    trainer, batch = kto_trainer(mixture, policy, loss_type="kto", **settings)
+    wanted = trainer.compute_loss(trainer.model, batch)
+    scorer = Scorer(copy.deepcopy(policy), engine="nodes", precision="fp32")
+    point = estimate_kl(scorer, reference, mixture, tokens_per_batch=100)
+    assert (point > 0.4) == (distance < 0)
+    assert point == pytest.approx(trainer._metrics["eval"]["kl"][-1], rel=1e-5)
+    agree("kto", settings, mixture, [wanted], trainer.model, policy, point)
+
+
+def test_apo_zero_of_single_replies(mixture, moved, kto_trainer, agree):
+    """One by one, the good ones first."""
+    replies = sorted(as_single_replies(mixture), key=lambda example: not example.label)
+    trainer, _ = kto_trainer(replies, moved, loss_type="apo_zero_unpaired", beta=0.5)
+    wanted = [trainer.compute_loss(trainer.model, trainer.data_collator([row])) for row in kto_rows(replies)]
+    agree("apo-zero-unpaired", {"beta": 0.5}, replies, wanted, trainer.model)
+
+
+def test_bco_of_pairs(examples, moved, trl_trainer, agree):
+    """TRL 1.16 has BCO of pairs alone, and with a δ of 0. Its loss of a pair is the sum of ours of both replies."""
+    batch = short(examples)
+    trainer = trl_trainer(batch, policy=copy.deepcopy(moved), loss_type="bco_pair", beta=0.5)
+    wanted = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(batch))) / 2
+    agree("bco", {"beta": 0.5}, batch, [wanted], trainer.model)
+
+
+def as_single_replies(examples):
+    return [
+        LabelledExample(tuple(row["prompt_ids"]), tuple(row["completion_ids"]), row["label"], others=(tuple(row["KL_completion_ids"]),))
+        for row in kto_rows(examples)
+    ]
+
+
+def test_kto_of_trl_changes_with_the_microbatch(mixture, chat_model, kto_trainer):
+    """Its reference point is that of each microbatch, held at 0 there. Ours is that of the step."""
+    policy = shifted(chat_model, -0.02)
+    trainer, whole = kto_trainer(mixture, policy, loss_type="kto", beta=0.3)
+    rows = kto_rows(mixture)
+    points, losses = [], []
+    for part in (rows[:6], rows[6:]):
+        losses.append(trainer.compute_loss(trainer.model, trainer.data_collator(part)).item() * len(part) / len(rows))
+        points.append(trainer._metrics["eval"]["kl"][-1])
+    assert abs(points[0] - points[1]) > 0.5
+    assert sum(losses) != pytest.approx(trainer.compute_loss(trainer.model, whole).item(), rel=1e-3)
+
+
+def test_mismatches_of_trl_may_be_replies_to_the_same_prompt(chat_model, chat_tokenizer, tmp_path):
+    """It turns the replies of a microbatch by one place, whatever their prompts: of two replies to one prompt, each gets the other."""
+    config = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 2}
+    args = trl.KTOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **config)
+    data = Dataset.from_list([{"prompt": "invoice", "completion": word, "label": word == "refund"} for word in ("refund", "reset")])
+    models = copy.deepcopy(chat_model), copy.deepcopy(chat_model)
+    first, second = KTOTrainer(*models, args, train_dataset=data, processing_class=chat_tokenizer).train_dataset
+    assert first["prompt_ids"] == second["prompt_ids"]
+    assert (first["KL_completion_ids"], second["KL_completion_ids"]) == (second["completion_ids"], first["completion_ids"])
+
+
 def test_sft_of_trl_counts_tokens_where_we_count_pairs(examples, moved, trl_trainer):
     """TRL's supervised term is the mean over the tokens of a microbatch: long responses weigh more, and each microbatch has another divisor."""
     batch = examples[:8]
@@ -313,7 +421,7 @@ def test_wpo_of_trl_aligns_its_weights(examples, moved, reference, trl_trainer):
 @pytest.mark.parametrize("name", TABLE)
 def test_every_objective_that_trl_has_is_compared_here(name):
     """The others have nothing to be compared with but their formula, in tests/test_objectives.py."""
-    compared = {name for name, *_ in LOSSES} | {"aot", "aot-pair", "simpo", "cpo", "orpo"}
+    compared = {name for name, *_ in LOSSES} | {"aot", "aot-pair", "simpo", "cpo", "orpo", "kto", "bco", "apo-zero-unpaired"}
     assert (name in compared) != (name in {"r-dpo", "dpop", "wpo", "beta-dpo"})
 
 
@@ -328,9 +436,9 @@ def cpo_row(example):
     return row
 
 
-def losses_and_gradients(policy, reference, batch, objective):
+def losses_and_gradients(policy, reference, batch, objective, point=0.0):
     policy = Scorer(copy.deepcopy(policy), engine="nodes", precision="fp32")
-    losses_B = objective.losses(score_examples(policy, reference, batch))
+    losses_B = objective.losses(score_examples(policy, reference, batch, point=point))
     losses_B.mean().backward()
     return losses_B.tolist(), gradients_of(policy.model)
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from likelier.errors import Interrupted, LikelierError
 from likelier.rundir import RunDir
-from likelier.train import loop, session
+from likelier.train import session
+from likelier.train import step as module
 from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from likelier.train.stop import heed_signals
@@ -72,7 +73,7 @@ def test_the_step_at_hand_is_finished_and_the_run_goes_on_from_there(short, trut
 @pytest.mark.parametrize("step", [2, 6], ids=["in the middle", "after the last step"])
 def test_an_evaluation_is_left_at_its_next_batch_and_made_up_for(short, truth, monkeypatch, step):
     """No half evaluation is recorded, and the resumed run begins with it."""
-    score, batches = loop.score_pairs_all, []
+    score, batches = module.score_all_examples, []
 
     def score_and_ask(*arguments, **options):
         for batch in score(*arguments, **options):
@@ -82,7 +83,7 @@ def test_an_evaluation_is_left_at_its_next_batch_and_made_up_for(short, truth, m
                 ask(signal.SIGTERM) if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL else pytest.fail("a batch was scored after it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "score_pairs_all", score_and_ask)
+        patch.setattr(module, "score_all_examples", score_and_ask)
         with pytest.raises(Interrupted, match=rf"at step {step} of 6"):
             train_recipe(short, show=Progress())
     run = RunDir(short.out)

@@ -52,7 +52,7 @@ def robust_dpo(logps: Logps, *, beta: Positive = 0.1, label_smoothing: BelowHalf
 
 
 def length_normalised_dpo(logps: Logps, *, beta: Positive = 2.0, label_smoothing: BelowHalf = 0.0) -> Tensor:
-    """DPO on per-token means: each side's log-ratio divided by its token count (Lambert et al. 2024, "Tülu 3", eq. 6).
+    """DPO on per-token means: each side's log-ratio divided by its token count (Lambert et al. 2024, "Tülu 3").
 
         L = −(1−ε)·log σ(m) − ε·log σ(−m),    m = β/|y_w|·log π/π_ref(y_w) − β/|y_l|·log π/π_ref(y_l)
 
@@ -120,7 +120,7 @@ def rpo(logps: Logps, *, beta: Positive = 0.1, sft_weight: NotNegative = 1.0) ->
 
         L = −log σ(βh) − α·log π(y_w)/|y_w|
 
-    The paper weighs the first term and this the second, as later papers do; at their α of 1 they agree.
+    Versions of the paper differ in which term is weighted, and in what the second is divided by.
 
     >>> from likelier.objectives import two_pairs
     >>> rpo(two_pairs())
@@ -163,9 +163,11 @@ def f_score(side: Responses, divergence: Divergence, alpha: float) -> Tensor:
 
 
 def wpo(logps: Logps, *, beta: Positive = 0.01) -> Tensor:
-    """DPO weighted by how likely the policy is to write both responses (Zhou et al. 2024, eq. 2), without the paper's alignment of weights.
+    """DPO weighted by how likely the policy is to write both responses (Zhou et al. 2024, eq. 1, with the length-normalised weight of section 3.2).
 
         L = −w(y_w)·w(y_l)·log σ(βh),    w(y) = exp(log π(y)/|y|), held constant
+
+    The alignment of weights of the paper's eq. 2 is left out.
 
     >>> from likelier.objectives import two_pairs
     >>> wpo(two_pairs())

@@ -89,8 +89,8 @@ class Logps:
         return gap_B if self.offsets_B is None else gap_B - self.offsets_B
 
     def asking_for(self, margin_scale: float) -> "Logps":
-        """The same where each pair's log-ratios shall differ by `margin_scale` nats for each unit of its margin."""
-        return self if self.margins_B is None or not margin_scale else replace(self, offsets_B=margin_scale * self.margins_B)
+        """The same where each pair's log-ratios shall differ by `margin_scale` nats for each unit of its margin, and by no other offset."""
+        return replace(self, offsets_B=margin_scale * self.margins_B if self.margins_B is not None and margin_scale else None)
 
     def with_policy_at_reference(self) -> "Logps":
         """What an untrained policy would give: the losses that a run must begin with."""
@@ -99,9 +99,10 @@ class Logps:
     @staticmethod
     def joined(parts: "Sequence[Logps]") -> "Logps":
         """The pairs of all parts, end to end; of the first part's point, which is the same for all."""
-        margins = [part.margins_B for part in parts if part.margins_B is not None]
         sides = _joined([part.chosen for part in parts]), _joined([part.rejected for part in parts])
-        return Logps(*sides, margins_B=torch.cat(margins) if margins else None, point=parts[0].point)
+        margins = [torch.zeros_like(part.chosen.lengths_B, dtype=torch.float32) if part.margins_B is None else part.margins_B for part in parts]
+        some = any(part.margins_B is not None for part in parts)
+        return Logps(*sides, margins_B=torch.cat(margins) if some else None, point=parts[0].point)
 
 
 def two_pairs() -> Logps:

@@ -15,7 +15,8 @@ def ipo(logps: Logps, *, beta: Positive = 0.1, per_token: bool = False) -> Tenso
 
         L = (h − 1/(2β))²
 
-    The paper's h is a difference of sums. `per_token=True` divides each side by its token count first, as some trainers do.
+    The paper's h is a difference of sums. `per_token=True` divides each side by its token count first, as some trainers do and, TRL reports, the
+    authors did in their experiments.
 
     >>> from likelier.objectives import two_pairs
     >>> ipo(two_pairs())
@@ -42,11 +43,12 @@ def hinge(logps: Logps, *, beta: Positive = 0.1) -> Tensor:
 
 
 def exo(logps: Logps, *, beta: Positive = 0.1, label_smoothing: BetweenZeroAndHalf = 1e-3) -> Tensor:
-    """Efficient Exact Optimization on pairs (Ji et al. 2024, eq. 16): the reverse KL from what the policy prefers to what the labels say.
+    """Efficient Exact Optimization on pairs (Ji et al. 2024, eq. 16 as TRL numbers it): the reverse KL from what the policy prefers to what the
+    labels say.
 
         L = q·(log q − log(1−ε)) + (1−q)·(log(1−q) − log ε),    q = σ(βh)
 
-    ε is the chance that a label is wrong; at 0 the loss would be infinite.
+    ε is the chance that a label is wrong; at 0 the loss would be infinite. 0.001 is TRL's; the authors' code has e⁻¹⁰.
 
     >>> from likelier.objectives import two_pairs
     >>> exo(two_pairs())

@@ -59,7 +59,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def cpo(logps: Logps, *, beta: Positive = 0.1, sft_weight: NotNegative = 1.0) -> Tensor:
-    """Contrastive Preference Optimization (Xu et al. 2024, eq. 3 and its NLL term): DPO with a uniform reference, and supervised fine-tuning.
+    """Contrastive Preference Optimization (Xu et al. 2024, eq. 5): DPO with a uniform reference (their eq. 3), and supervised fine-tuning.
 
         L = −log σ(β·log π(y_w) − β·log π(y_l)) − λ·log π(y_w)/|y_w|
 

@@ -9,7 +9,7 @@ from likelier.section import Positive
 
 
 def nca(logps: Logps, *, beta: Positive = 0.01) -> Tensor:
-    """Noise Contrastive Alignment on pairs (Chen et al. 2024; β is its α).
+    """Noise Contrastive Alignment on pairs (Chen et al. 2024; β as in its code).
 
         L = −log σ(r(y_w)) − ½·log σ(−r(y_w)) − ½·log σ(−r(y_l))
 
@@ -24,7 +24,7 @@ def nca(logps: Logps, *, beta: Positive = 0.01) -> Tensor:
 
 
 def sppo(logps: Logps, *, beta: Positive = 1e-3) -> Tensor:
-    """Self-Play Preference Optimization with hard labels (Wu et al. 2024, eq. 4.7 where the winner wins always; β is 1/η).
+    """Self-Play Preference Optimization with hard labels (Wu et al. 2024, eq. 4.12 over β², where the winner wins always; β is 1/η).
 
         L = (log π/π_ref(y_w) − 1/(2β))² + (log π/π_ref(y_l) + 1/(2β))²
 
@@ -39,7 +39,8 @@ def sppo(logps: Logps, *, beta: Positive = 1e-3) -> Tensor:
 
 
 def apo_zero(logps: Logps, *, beta: Positive = 0.1) -> Tensor:
-    """Anchored Preference Optimization, zero (D'Oosterlinck et al. 2024, eq. 7): raise the chosen response, lower the rejected one.
+    """Anchored Preference Optimization, zero (D'Oosterlinck et al. 2024, eq. 7 as TRL numbers it): raise the chosen response, lower the
+    rejected one.
 
         L = 1 − σ(r(y_w)) + σ(r(y_l))
 
@@ -53,7 +54,7 @@ def apo_zero(logps: Logps, *, beta: Positive = 0.1) -> Tensor:
 
 
 def apo_down(logps: Logps, *, beta: Positive = 0.1) -> Tensor:
-    """Anchored Preference Optimization, down (D'Oosterlinck et al. 2024, eq. 8): lower both responses, the rejected one more.
+    """Anchored Preference Optimization, down (D'Oosterlinck et al. 2024, eq. 8 as TRL numbers it): lower both responses, the rejected one more.
 
         L = σ(r(y_w)) + 1 − σ(r(y_w) − r(y_l))
 

@@ -60,15 +60,16 @@ def beta_dpo(logps: Logps, *, beta: Positive = 0.1, sensitivity: NotNegative = 0
 
         L = −log σ(β′h),    β′ = β·[1 + α·(M − M₀)], held constant, at least 0.001,    M = mean over the step of βh
 
-    `sensitivity` is α. M₀ is the moving mean of M, this step's included: 0.9·`logps.point` + 0.1·M. The paper also leaves pairs out at random
-    whose margin is far from M₀; here every pair counts. log 2 where policy equals reference.
+    `sensitivity` is α. M₀ is the moving mean of M, this step's included, as in the authors' code: 0.9·`logps.point` + 0.1·M. That code multiplies α
+    with the mean of h, not of βh, and leaves pairs out at random whose margin is far from M₀; here every pair counts. M knows no offset of h, as
+    rewards do not. log 2 where policy equals reference.
 
     >>> from likelier.objectives import two_pairs
     >>> beta_dpo(two_pairs())
     tensor([0.5441, 0.6931])
     """
     gap_B = logps.log_ratio_gap_B
-    mean = beta * gap_B.detach().mean()
+    mean = beta * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B).detach().mean()
     usual = POINT_MOMENTUM * logps.point + (1 - POINT_MOMENTUM) * mean
     dynamic = beta * (1 + sensitivity * (mean - usual))
     return -F.logsigmoid(dynamic.clamp(min=LEAST_BETA) * gap_B)

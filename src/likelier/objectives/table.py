@@ -1,9 +1,11 @@
 """TABLE: the objectives by name, each with its implicit reward and what it needs; and their weighted sums."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +156,8 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
         takes = sorted({known for _, term in terms for known in taken_by(TABLE[term])})
         names = f"It takes: {', '.join(takes)}." if takes else "It takes none."
         raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, takes)} {names}")
-    return made[0] if len(made) == 1 else weighted_sum([weight for weight, _ in terms], made)
+    weights = [weight for weight, _ in terms]
+    return made[0] if weights == [1] else weighted_sum(weights, made)
 
 
 def taken_by(row: Objective) -> list[str]:
@@ -183,36 +186,32 @@ def parse_sum(name: str) -> list[tuple[float, str]]:
             weight = float(match[1] or 1) if match else 0.0
         except ValueError:
             weight = 0.0
-        if match is None or weight <= 0:
+        if match is None or not 0 < weight < math.inf:
             raise RecipeError(f"objective.name: `{name}` is neither the name of an objective nor a sum of some, like `dpo + 0.2 sft`.")
         terms.append((weight, match[2]))
     return terms
 
 
 def weighted_sum(weights: Sequence[float], terms: Sequence[Objective]) -> Objective:
-    """L = Σ weight · L of each term. Its rewards are those of the first term that has a reference, else of the first. Raises RecipeError for terms
-    that do not go together."""
+    """L = Σ weight · L of each term. Its rewards are those of its leading term: the one whose point follows them, else the first that has a
+    reference, else the first. Raises RecipeError for terms that do not go together."""
     if len({term.paired for term in terms}) > 1:
         raise RecipeError("objective.name: objectives of pairs and of single replies do not add up: these have a loss a reply, those one a pair.")
     if sum(term.point_is_kl or term.point_follows is not None for term in terms) > 1:
-        raise RecipeError("objective.name: only one objective of a sum may have a reference point (kto, bco).")
-    leading = next((term for term in terms if term.needs_reference), terms[0])
+        raise RecipeError("objective.name: only one objective of a sum may have a reference point (kto, bco, beta-dpo).")
+    leading = max(terms, key=lambda term: (term.point_follows is not None, term.needs_reference))
 
     def function(logps: Logps) -> Tensor:
         return torch.stack([weight * term.losses(logps) for weight, term in zip(weights, terms, strict=True)]).sum(0)
 
-    def follows(row: Mapping[str, float]) -> float:
-        [term] = [term for term in terms if term.point_follows]
-        return term.point_follows(row, **term.hyperparameters)  # type: ignore[misc]
-
     return Objective(
         function,
-        lambda logps: leading.rewards(logps),
+        leading.rewards,
         needs_reference=leading.needs_reference,
         paired=leading.paired,
         couples_pairs=any(term.couples_pairs for term in terms),
         reads_margin=any(term.reads_margin for term in terms),
         point_is_kl=any(term.point_is_kl for term in terms),
-        point_follows=follows if any(term.point_follows for term in terms) else None,
+        point_follows=leading.point_follows and partial(leading.point_follows, **leading.hyperparameters),
         margin_scale=max(term.margin_scale for term in terms),
     )

@@ -16,9 +16,9 @@ def kto(logps: Logps, *, beta: Positive = 0.1, desirable_weight: Positive = 1.0,
 
         L = λ_D·(1 − σ(β·(r(y) − z₀)))  for a good reply        L = λ_U·(1 − σ(β·(z₀ − r(y))))  for a bad one
 
-    z₀ is `logps.point`: KL(π ‖ π_ref), estimated at each step as the mean of r(y′) over the step's prompts with replies y′ to other prompts, at
-    least 0 and held constant (eq. 8; pitfall 12). The paper wants λ_D·n_good between 1 and 3/2 of λ_U·n_bad (eq. 9). λ/2 where policy equals
-    reference.
+    z₀ is `logps.point`: KL(π ‖ π_ref) (eq. 5), estimated at each step as the mean of r(y′) over the step's prompts with replies y′ to other
+    prompts, at least 0 and held constant (eq. 8; pitfall 12). The paper wants λ_D·n_good to be 1 to 3/2 times λ_U·n_bad (eq. 9). λ/2 where policy
+    equals reference.
 
     >>> from likelier.objectives import two_pairs
     >>> kto(two_pairs())
