@@ -49,10 +49,7 @@ class Trainer:
     float32, or bfloat16 with float32 masters; those that do not require a gradient stay as they are. The model is scored and trained without
     dropout, and between calls it has the training flags that it had. `pad_id` fills up shorter sequences and changes nothing.
 
-    Raises DataError, RecipeError or ModelError for examples, settings or a model that cannot be trained.
-
-    >>> trainer = Trainer(model, None, examples, learning_rate=1e-3)    # doctest: +SKIP
-    >>> history = trainer.train(held_out)                               # doctest: +SKIP
+    Raises DataError, RecipeError or ModelError for examples, settings or a model that cannot be trained. docs/plain-modules.md has whole programs.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ class Trainer:
                 with dropout_off(self.model):
                     best = training.evaluate(held_out)
                 if best:
-                    self._best = copy.deepcopy(training.weights.by_name)
+                    self._best = {name: weight.detach().clone() for name, weight in training.weights.by_name.items()}
         if self._best:
             self._set_weights(self._best)
         return self.history
@@ -271,14 +268,15 @@ def _ids(values: Iterable[int]) -> Ids:
 
 
 def _refuse_odd_model(policy: Scorer, sequences: Sequence[PromptResponse]) -> None:
-    """Raises ModelError for a model that fails on the longest sequence or the largest id, returns no logits for each position, or looks ahead."""
+    """Raises ModelError for a model that fails on the longest sequence or the largest id, returns no logits for each position, looks ahead, or draws
+    at random."""
     longest = max(sequences, key=lambda s: len(s.prompt_ids) + len(s.response_ids))
     largest = max(sequences, key=lambda s: max(s.prompt_ids + s.response_ids))
     begun = PromptResponse(longest.prompt_ids, longest.response_ids[:1])
     length, largest_id = len(longest.prompt_ids) + len(longest.response_ids) - 1, max(largest.prompt_ids + largest.response_ids)
     try:
         with torch.no_grad():
-            whole_L, begun_L, _ = policy.token_logps([longest, begun, largest])
+            whole_L, again_L, begun_L, _ = policy.token_logps([longest, longest, begun, largest])
     except Exception as problem:  # the module is the caller's and may raise anything
         if isinstance(problem, LikelierError) or lacks_memory(problem):
             raise
@@ -286,7 +284,12 @@ def _refuse_odd_model(policy: Scorer, sequences: Sequence[PromptResponse]) -> No
             f"{type(policy.model).__name__} fails on these examples ({type(problem).__name__}: {problem}). The longest puts {length} tokens into it, "
             f"the largest id is {largest_id} and pad_id is {policy.pad_id}. Drop or shorten what it cannot take, or make a model that takes it."
         ) from problem
-    ahead = abs(float(whole_L[0] - begun_L[0]))
+    noise, ahead = float((whole_L - again_L).abs().max()), float((whole_L[0] - begun_L[0]).abs())
+    if noise > DRIFT_TOLERANCE[policy.precision]:
+        raise ModelError(
+            f"{type(policy.model).__name__} says one thing and then another: the same tokens get log-probabilities {noise:.2g} nats apart. Something "
+            "in it draws at random in evaluation mode, too; use nn.Dropout, or F.dropout(x, p, self.training)."
+        )
     if ahead > DRIFT_TOLERANCE[policy.precision]:
         raise ModelError(
             f"{type(policy.model).__name__} looks ahead: the log-probability of a token changes by {ahead:.2g} nats with the tokens after it. "
