@@ -14,6 +14,7 @@ from torch import nn
 
 from likelier import LabelledExample, PreferenceExample, Trainer, make_objective
 from likelier.errors import DataError, ModelError, RecipeError, RunError, TrainingStopped
+from likelier.examples import with_others
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.plain import compute_log_probs, dpo_loss
 from likelier.logprobs.reference import ReferenceStore, fill
@@ -213,6 +214,19 @@ def test_single_replies(objective):
     assert trainer.evaluate(replies(pairs(12, seed=1)))["loss"] < 0.8 * alone["loss"]
 
 
+def test_the_point_of_kto_is_estimated_on_replies_to_other_prompts():
+    """Where most replies are good, all of that kind become likelier: the point is above 0, and the loss is that of the formula."""
+    examples = replies(pairs(24))[::2] + replies(pairs(4, seed=2))
+    model, reference = made(), made()
+    trainer = Trainer(model, reference, examples, objective="kto", beta=0.3, epochs=4, **EASY)
+    trainer.train()
+    ratios = [log_ratio(model, reference, e.prompt_ids, e.completion_ids) for e in examples]
+    point = sum(log_ratio(model, reference, e.prompt_ids, e.others[0]) for e in with_others(examples)) / len(examples)
+    assert point > 0.1
+    losses = [1 / (1 + math.exp(0.3 * (1 if e.label else -1) * (ratio - point))) for e, ratio in zip(examples, ratios, strict=True)]
+    assert trainer.evaluate(examples)["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
 def test_sums_weights_and_objectives_that_are_made():
     """A pair of weight 0 is as good as none, and counts in the mean."""
     examples = pairs(8)
@@ -293,21 +307,22 @@ def test_the_first_loss_is_checked_where_it_is_known():
         trainer.train_step()
 
 
-@pytest.mark.parametrize("name, breaks_at", [("gpt", 3), ("lstm", 1)])
-def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(name, breaks_at, tmp_path):
+@pytest.mark.parametrize("name, breaks_at, dtype", [("gpt", 3, torch.float32), ("lstm", 1, torch.float32), ("gpt", 4, torch.bfloat16)])
+def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(name, breaks_at, dtype, tmp_path):
     options = {"epochs": 2, "pairs_per_step": 8, "learning_rate": 1e-2, "objective": "bco"}
-    whole = Trainer(made(name), None, pairs(20), **options)
+    whole = Trainer(made(name).to(dtype), None, pairs(20), **options)
     held_out = pairs(6, seed=1)
     whole.evaluate(held_out)
     for _ in range(breaks_at):
         whole.train_step()
     torch.save(whole.state_dict(), tmp_path / "state.pt")
-    halfway = copy.deepcopy(whole.model)
+    other = made(name, seed=7).to(dtype)  # not even the weights that it was begun with
     whole.train()
 
-    again = Trainer(halfway, None, pairs(20), **options)  # whose weights are not the reference's any more
+    again = Trainer(other, None, pairs(20), **options)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.step == breaks_at
+    assert weights_of(other).equal(torch.cat([weight.flatten() for weight in again.state_dict()["weights"].values()]).to(dtype))
     again.train()
     assert without_times(again.history) == without_times(whole.history)
     assert weights_of(again.model).equal(weights_of(whole.model))
@@ -344,6 +359,28 @@ def test_bf16_modules_are_trained_through_fp32_masters():
     assert history[-1]["accuracy"] > 0.95
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     assert all(weight.dtype == torch.float32 for weight in trainer.state_dict()["weights"].values())
+
+
+def test_who_watches_is_told():
+    class Watcher(Progress):
+        def __init__(self):
+            self.seen = []
+
+        def reference_scored(self, done, total):
+            self.seen.append(("reference", done == total))
+
+        def begin_training(self, step, steps):
+            self.seen.append((step, steps))
+
+        def logged(self, row):
+            self.seen.append(row["kind"])
+
+        def close(self):
+            self.seen.append("end")
+
+    show = Watcher()
+    Trainer(made(), None, pairs(16), show=show, **EASY).train(pairs(2, seed=1))
+    assert show.seen == [("reference", True), ("reference", True), (0, 2), "train", "train", "eval", "end"]
 
 
 def test_a_transformers_model_works_too(chat_model):

@@ -47,7 +47,8 @@ class Trainer:
 
     The reference is scored here, once, and so the first loss is known (log 2 for dpo) and checked where the two models are the same. Weights are
     float32, or bfloat16 with float32 masters; those that do not require a gradient stay as they are. The model is scored and trained without
-    dropout, and between calls it has the training flags that it had. `pad_id` fills up shorter sequences and changes nothing.
+    dropout, and between calls it has the training flags that it had. `pad_id` fills up shorter sequences and changes nothing. `show` is told how
+    far it is: train.progress.Bars() draws that.
 
     Raises DataError, RecipeError or ModelError for examples, settings or a model that cannot be trained. docs/plain-modules.md has whole programs.
     """
@@ -120,15 +121,19 @@ class Trainer:
     def train(self, eval_examples: Sequence[Example] | None = None) -> History:
         """All steps that are left. With `eval_examples` the model is evaluated every `eval_every` steps and at the end, training stops after
         `patience` evaluations without a better accuracy, and the model ends with its best weights. Returns the history."""
-        training = self._training
+        training, show = self._training, self._task.show
         held_out = self._admit(eval_examples) if eval_examples is not None else []
-        while not training.ended:
-            self.train_step()
-            if held_out and training.due(self._settings.eval_every):
-                with dropout_off(self.model):
-                    best = training.evaluate(held_out)
-                if best:
-                    self._best = {name: weight.detach().clone() for name, weight in training.weights.by_name.items()}
+        show.begin_training(self.step, self.steps)
+        try:
+            while not training.ended:
+                self.train_step()
+                if held_out and training.due(self._settings.eval_every):
+                    with dropout_off(self.model):
+                        best = training.evaluate(held_out)
+                    if best:
+                        self._best = {name: weight.detach().clone() for name, weight in training.weights.by_name.items()}
+        finally:
+            show.close()
         if self._best:
             self._set_weights(self._best)
         return self.history
@@ -305,7 +310,7 @@ def _scorer(model: nn.Module, pad_id: int) -> Scorer:
 
 
 def _same_weights(model: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = model.state_dict(), other.state_dict()
+    ours, theirs = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (model, other))
     return ours.keys() == theirs.keys() and all(
         ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours
     )
