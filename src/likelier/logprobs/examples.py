@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from likelier.examples import Example, LabelledExample, PreferenceExample
-from likelier.logprobs.reference import ReferenceStore
+from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse, cut_into_batches
 from likelier.objectives import Logps, Objective, Responses
@@ -33,7 +33,7 @@ def cut_examples(examples: Sequence[Example], tokens_per_batch: int) -> list[lis
     return [[examples[i] for i in batch] for batch in batches]
 
 
-def score_examples(policy: Scorer, reference: ReferenceStore | None, examples: Sequence[Example], *, point: float = 0.0) -> Logps:
+def score_examples(policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, point: float = 0.0) -> Logps:
     """What objectives read of `examples`, scored as one batch; the reference's values come from its store. Gradients flow to the policy.
 
     `point` is handed on (`Logps.point`). The order on each side is that of the examples.
@@ -56,14 +56,14 @@ def in_order_of_losses(examples: Sequence[Example], objective: Objective) -> lis
 
 @torch.no_grad()
 def score_all_examples(
-    policy: Scorer, reference: ReferenceStore | None, examples: Sequence[Example], *, tokens_per_batch: int, point: float = 0.0
+    policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, tokens_per_batch: int, point: float = 0.0
 ) -> Iterator[tuple[list[Example], Logps]]:
     """Any number of examples without gradient, batch by batch, each batch with the examples that it holds."""
     for batch in cut_examples(examples, tokens_per_batch):
         yield batch, score_examples(policy, reference, batch, point=point)
 
 
-def estimate_kl(policy: Scorer, reference: ReferenceStore, examples: Sequence[Example], *, tokens_per_batch: int) -> float:
+def estimate_kl(policy: Scorer, reference: ReferenceValues, examples: Sequence[Example], *, tokens_per_batch: int) -> float:
     """KTO's reference point of `examples`: the mean of log π/π_ref over their prompts with replies to other prompts, at least 0; 0 where there are
     none. In nats, without gradient; the mean is over all of them before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12)."""
     sequences = mismatched(examples)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from likelier.errors import DataError
+from likelier.errors import DataError, ModelError
 from likelier.examples import PreferenceExample
 from likelier.logprobs.tree import PromptResponse, refuse_empty
 
@@ -69,7 +69,7 @@ def compute_log_probs(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
 
     `attention_mask` (B, T) is handed on where the model is a transformers one; a plain module is called with the ids alone.
     """
-    logits = _logits(model, input_ids, attention_mask)
+    logits = logits_of(model, input_ids, attention_mask)
     return sequence_logprob(logits[:, :-1], labels[:, 1:], labels[:, 1:] != -100)
 
 
@@ -104,7 +104,7 @@ def plain_token_logps(model: nn.Module, sequences: Sequence[PromptResponse], *, 
     x, y, mask = (tensor.to(_device(model)) for tensor in _pad(sequences, pad_id))
     lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences], device=x.device)
     attention_mask = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
-    logps = _gathered_logps(_logits(model, x, attention_mask.long()), y)
+    logps = _gathered_logps(logits_of(model, x, attention_mask.long()), y)
     return [row[scored] for row, scored in zip(logps, mask, strict=True)]
 
 
@@ -112,11 +112,18 @@ def _gathered_logps(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return logits_BTV.float().log_softmax(-1).gather(-1, targets_BT[..., None])[..., 0]
 
 
-def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def logits_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(B, T, V) logits of `input_ids` (B, T), from what the model returns or from its `logits`. Raises ModelError for anything else."""
     # Right-padded and causal, a plain module needs no mask: padding comes after all that is scored.
     takes_mask = isinstance(getattr(model, "config", None), PreTrainedConfig)
     output: Any = model(input_ids, attention_mask=attention_mask, use_cache=False) if takes_mask else model(input_ids)
-    logits: Tensor = getattr(output, "logits", output)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != input_ids.shape:
+        returned = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(
+            f"for ids of shape (B, T) = {tuple(input_ids.shape)} {type(model).__name__} returns {returned}; expected are logits of shape (B, T, V), "
+            "one row a position, as a tensor or as `.logits`. Wrap the module in one whose forward(ids) returns these."
+        )
     return logits
 
 

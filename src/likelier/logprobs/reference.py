@@ -14,7 +14,7 @@ of its bytes, so damage is seen when it is opened: the chunk is set aside and it
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,11 @@ def key_of(sequence: PromptResponse) -> bytes:
     return digest.digest()
 
 
-class ReferenceStore:
-    """Values of one reference, read from and added to disk. Opening reads and verifies every chunk of that reference."""
+class ReferenceValues:
+    """Values of one reference, in memory alone."""
 
-    def __init__(self, root: Path, reference: str) -> None:
-        self.folder = root / reference
-        self.damaged: list[Path] = []
+    def __init__(self) -> None:
         self._values: dict[bytes, np.ndarray] = {}
-        self._fresh: list[bytes] = []
-        self._fresh_tokens = 0
-        for path in sorted(self.folder.glob("*.safetensors")):
-            self._values.update(self._read(path))
 
     def __contains__(self, sequence: PromptResponse) -> bool:
         return key_of(sequence) in self._values
@@ -64,29 +58,26 @@ class ReferenceStore:
         return torch.from_numpy(self._values[key_of(sequence)])
 
     def add(self, sequence: PromptResponse, values_L: Tensor) -> None:
-        """Keep a value; it reaches the disk with the next flush."""
-        key = key_of(sequence)
-        self._values[key] = values_L.detach().to("cpu", torch.float32).numpy().copy()
-        self._fresh.append(key)
-        self._fresh_tokens += values_L.numel()
-        if self._fresh_tokens >= FLUSH_TOKENS:
-            self.flush()
+        """Keep a value."""
+        self._values[key_of(sequence)] = values_L.detach().to("cpu", torch.float32).numpy().copy()
 
     def flush(self) -> None:
-        """Write what was added since the last flush as one chunk. Raises RunError if the disk does not take it."""
-        if not self._fresh:
-            return
-        content = save(
-            {
-                "keys": np.frombuffer(b"".join(self._fresh), np.uint8).reshape(-1, 32).copy(),
-                "lengths": np.array([len(self._values[key]) for key in self._fresh], np.int32),
-                "values": np.concatenate([self._values[key] for key in self._fresh]),
-            }
-        )
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        with writing(path), atomic_file(path) as file:
-            file.write(content)
-        self._fresh, self._fresh_tokens = [], 0
+        """Nothing waits to be written."""
+
+    def packed(self, keys: Sequence[bytes] | None = None) -> dict[str, np.ndarray]:
+        """The values under `keys`, or all, as the three arrays of a chunk."""
+        keys = list(self._values) if keys is None else keys
+        return {
+            "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32).copy(),
+            "lengths": np.array([len(self._values[key]) for key in keys], np.int32),
+            "values": np.concatenate([np.empty(0, np.float32), *(self._values[key] for key in keys)]),
+        }
+
+    def unpack(self, chunk: Mapping[str, np.ndarray]) -> None:
+        """Keep the values of a chunk."""
+        stops = np.cumsum(chunk["lengths"])
+        for key, stop, length in zip(chunk["keys"], stops, chunk["lengths"], strict=True):
+            self._values[key.tobytes()] = chunk["values"][stop - length : stop]
 
     def digest(self, sequences: Iterable[PromptResponse]) -> str:
         """SHA-256 (hex) of the values of `sequences`: taken before and after a run, it shows that the reference did not move."""
@@ -95,23 +86,53 @@ class ReferenceStore:
             digest.update(key + self._values[key].tobytes())
         return digest.hexdigest()
 
-    def _read(self, path: Path) -> Iterator[tuple[bytes, np.ndarray]]:
+
+class ReferenceStore(ReferenceValues):
+    """Values of one reference, read from and added to disk. Opening reads and verifies every chunk of that reference."""
+
+    def __init__(self, root: Path, reference: str) -> None:
+        super().__init__()
+        self.folder = root / reference
+        self.damaged: list[Path] = []
+        self._fresh: list[bytes] = []
+        self._fresh_tokens = 0
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if (chunk := self._read(path)) is not None:
+                self.unpack(chunk)
+
+    def add(self, sequence: PromptResponse, values_L: Tensor) -> None:
+        """Keep a value; it reaches the disk with the next flush."""
+        super().add(sequence, values_L)
+        self._fresh.append(key_of(sequence))
+        self._fresh_tokens += values_L.numel()
+        if self._fresh_tokens >= FLUSH_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last flush as one chunk. Raises RunError if the disk does not take it."""
+        if not self._fresh:
+            return
+        content = save(self.packed(self._fresh))
+        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        with writing(path), atomic_file(path) as file:
+            file.write(content)
+        self._fresh, self._fresh_tokens = [], 0
+
+    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
+        """A whole chunk; a damaged one is set aside."""
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != path.stem:
                 self.damaged.append(path)
                 path.replace(path.with_suffix(".damaged"))
-                return
+                return None
         except FileNotFoundError:  # another run that reads the same store was first to set it aside
-            return
-        chunk = load(content)
-        stops = np.cumsum(chunk["lengths"])
-        for key, stop, length in zip(chunk["keys"], stops, chunk["lengths"], strict=True):
-            yield key.tobytes(), chunk["values"][stop - length : stop]
+            return None
+        return load(content)
 
 
 def fill(
-    store: ReferenceStore,
+    store: ReferenceValues,
     scorer: Scorer,
     sequences: Iterable[PromptResponse],
     *,

@@ -170,17 +170,32 @@ def kept_attention(model: nn.Module) -> Iterator[None]:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode; layers that recompute activations keep their training flag, which is what turns that on.
-
-    Some of these (OPT's) drop by that same flag, so the rates that they hold are set to 0.
+    """The model in evaluation mode, but for layers whose training flag does more: it turns on recomputing activations, and cuDNN has no gradient
+    of a recurrent layer without it. Some of these (OPT's, LSTMs) drop by that same flag, so the rates that they hold are set to 0.
     """
     model.eval()
     for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
+        if getattr(module, "gradient_checkpointing", False) or isinstance(module, nn.RNNBase):
             module.training = True
-            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
-                setattr(module, name, 0.0)
+            vars(module).update(dict.fromkeys(_dropout_rates(module), 0.0))
     return model
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """`without_dropout` within it; afterwards each layer has the training flag and the rates that it had."""
+    before = [(module, module.training, _dropout_rates(module)) for module in model.modules()]
+    without_dropout(model)
+    try:
+        yield
+    finally:
+        for module, training, rates in before:
+            module.training = training
+            vars(module).update(rates)
+
+
+def _dropout_rates(module: nn.Module) -> dict[str, float]:
+    return {name: value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)}
 
 
 def _body_and_head(model: nn.Module) -> tuple[Any, nn.Linear]:

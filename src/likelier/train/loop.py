@@ -6,7 +6,8 @@ for each step:  examples → batches of shared-prefix trees → log-probs of pol
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,78 +49,123 @@ def fit(
     first loss is not that of an untrained policy, or if too many steps had a value that is not finite; Interrupted, with a checkpoint written,
     if `stop` is requested.
     """
-    weights = weights or MasterWeights(policy.model)
-    optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
-    order = ExampleOrder(examples, settings)
-    task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop)
-    newest = checkpoint.latest(run.checkpoints)
-    state = checkpoint.restore(newest, weights, optimizer) if newest else State()
-    run.cut_metrics(state.step, evaluated=not state.evaluation_due)
-    show.begin_training(state.step, order.steps)
-    if state.evaluation_due:
-        _evaluate(task, weights, held_out, run, state)
-        stop.leave(f"at step {state.step} of {order.steps}")
 
-    while state.step < order.steps and not _stale(state, settings):
+    def log(row: dict[str, Any]) -> None:
+        run.append_metrics(row)
+        show.logged(row)
+
+    weights = weights or MasterWeights(policy.model)
+    task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop)
+    training = Training(task, weights, ExampleOrder(examples, settings), settings, log)
+    newest = checkpoint.latest(run.checkpoints)
+    state = training.state = checkpoint.restore(newest, weights, training.optimizer) if newest else State()
+    run.cut_metrics(state.step, evaluated=not state.evaluation_due)
+    show.begin_training(state.step, training.order.steps)
+
+    def evaluate() -> None:
+        if training.evaluate(held_out):
+            checkpoint.save_best(run.checkpoints, weights, state)
+
+    if state.evaluation_due:
+        evaluate()
+        stop.leave(f"at step {state.step} of {training.order.steps}")
+    while not training.ended:
+        training.step()
+        state.evaluation_due = len(held_out) > 0 and training.due(settings.eval_every)
+        if state.evaluation_due:
+            evaluate()
+        if stop.requested or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
+            checkpoint.save(run.checkpoints, weights, training.optimizer, state)
+            stop.leave(f"at step {state.step} of {training.order.steps}")
+    return state, training.ended
+
+
+@dataclass
+class Training:
+    """A run under way: what is trained, on what, and where it stands between two optimizer steps."""
+
+    task: Task
+    weights: MasterWeights
+    order: ExampleOrder
+    settings: TrainSettings
+    log: Callable[[dict[str, Any]], None]  # is given each row of metrics
+    begins_at_reference: bool = True  # so that the first loss is known, and checked
+    state: State = field(default_factory=State)
+
+    def __post_init__(self) -> None:
+        rate, decay = self.settings.peak_learning_rate, self.settings.weight_decay
+        self.optimizer = torch.optim.AdamW(self.weights.parameters, lr=rate, weight_decay=decay, fused=True)
+
+    @property
+    def ended(self) -> str:
+        """Why there is no next step; empty where there is one."""
+        if 0 < self.settings.patience <= self.state.stale:
+            return "early stop: held-out accuracy no longer rose"
+        return "" if self.state.step < self.order.steps else "all steps done"
+
+    def due(self, every: int) -> bool:
+        """Whether what happens `every` so many steps, and after the last one, happens now."""
+        return self.state.step == self.order.steps or (every > 0 and self.state.step % every == 0)
+
+    def step(self) -> None:
+        """One optimizer step, or none where a value is not finite."""
+        task, weights, state = self.task, self.weights, self.state
         started = time.perf_counter()
-        taken = order.step(state.step)
-        step = add_gradients(task, weights, taken, point=task.point(taken, state.point), first=state.step == 0)
-        if state.step == 0:
-            _check_first_loss(step, policy, state)
-        norm = torch.nn.utils.clip_grad_norm_(weights.parameters, settings.max_grad_norm).item()
-        rate = learning_rate(state.step, order.steps, settings)
+        taken = self.order.step(state.step)
+        first = state.step == 0 and self.begins_at_reference
+        step = add_gradients(task, weights, taken, point=task.point(taken, state.point), first=first)
+        if first:
+            _check_first_loss(step, task.policy, state)
+        norm = torch.nn.utils.clip_grad_norm_(weights.parameters, self.settings.max_grad_norm).item()
+        rate = learning_rate(state.step, self.order.steps, self.settings)
         state.step += 1
         if math.isfinite(norm) and math.isfinite(step.row["loss"] or 0.0):
-            for group in optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.step()
+            self.optimizer.step()
             weights.publish()
-            state.point = objective.next_point(state.point, step.row)
+            state.point = task.objective.next_point(state.point, step.row)
             state.seconds += (seconds := time.perf_counter() - started)
             more = {"grad_norm": norm, "learning_rate": rate, "pairs": len(taken), "tokens": step.tokens, "seconds": seconds}
-            _log(run, show, "train", state.step, {"epoch": order.epochs_at(state.step), **step.row, **more})
+            self.log({"kind": "train", "step": state.step, "epoch": self.order.epochs_at(state.step), **step.row, **more})
         else:
-            _skip(run, show, state, settings, taken, step, norm)
+            self._skip(taken, step, norm)
         weights.forget_gradients()
 
-        last = state.step == order.steps
-        state.evaluation_due = len(held_out) > 0 and _due(state.step, settings.eval_every, last)
-        if state.evaluation_due:
-            _evaluate(task, weights, held_out, run, state)
-        if stop.requested or (_due(state.step, settings.checkpoint_every, last) and not last):
-            checkpoint.save(run.checkpoints, weights, optimizer, state)
-            stop.leave(f"at step {state.step} of {order.steps}")
-    return state, "early stop: held-out accuracy no longer rose" if _stale(state, settings) else "all steps done"
+    def evaluate(self, held_out: Sequence[Example]) -> bool:
+        """Log how the policy does on held-out examples. Returns whether it never did better: by accuracy, then by loss. If a stop is asked for
+        before the end, nothing is logged and the evaluation stays due."""
+        state = self.state
+        means = evaluate_held_out(self.task, held_out, state.point)
+        if means is None:
+            return False
+        state.evaluation_due = False
+        row = {"kind": "eval", "step": state.step, **means, "pairs": len(held_out)}
+        self.log(row)
+        return _is_best(row, state)
+
+    def _skip(self, taken: Sequence[Example], step: Step, norm: float) -> None:
+        """Leave out a step whose loss or gradient is no finite number. Raises TrainingStopped where that has happened too often."""
+        state = self.state
+        state.skipped += 1
+        culprits = step.not_finite()
+        names = culprits or [example.id for example in taken]
+        self.log({"kind": "skipped", "step": state.step, "loss": str(step.row["loss"]), "grad_norm": str(norm), "ids": names})
+        what = f"step {state.step}: the loss is {step.row['loss']} and the gradient's norm {norm}. The weights were not changed by it."
+        whose = f"{'Not finite' if culprits else 'In the step'}: {', '.join(names)}."
+        if state.skipped > self.settings.max_skipped_steps:
+            raise TrainingStopped(f"{what} {whose} Lower train.learning_rate, drop these pairs, or take train.precision: fp32.")
+        self.task.show.say(f"Skipped {what} {whose}")
 
 
-def _evaluate(task: Task, weights: MasterWeights, held_out: Sequence[Example], run: RunDir, state: State) -> None:
-    """Score the held-out examples; keep the weights if they are the best so far: highest accuracy, then lowest loss. Stays due if a stop is asked
-    for meanwhile."""
-    means = evaluate_held_out(task, held_out, state.point)
-    if means is None:
-        return
-    state.evaluation_due = False
-    row = _log(run, task.show, "eval", state.step, {**means, "pairs": len(held_out)})
+def _is_best(row: dict[str, Any], state: State) -> bool:
+    """Whether the evaluation is the best so far, by accuracy and then by loss; `state` remembers it, and how many were no better by accuracy."""
     gained = not state.best or row["accuracy"] > state.best["accuracy"]
     state.stale = 0 if gained else state.stale + 1
-    if gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"]):
+    best = gained or (row["accuracy"] == state.best["accuracy"] and row["loss"] < state.best["loss"])
+    if best:
         state.best = row
-        checkpoint.save_best(run.checkpoints, weights, state)
-
-
-def _log(run: RunDir, show: Progress, kind: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
-    row = {"kind": kind, "step": step, **values}
-    run.append_metrics(row)
-    show.logged(row)
-    return row
-
-
-def _due(step: int, every: int, last: bool) -> bool:
-    return last or (every > 0 and step % every == 0)
-
-
-def _stale(state: State, settings: TrainSettings) -> bool:
-    return 0 < settings.patience <= state.stale
+    return best
 
 
 def _check_first_loss(step: Step, policy: Scorer, state: State) -> None:
@@ -133,16 +179,3 @@ def _check_first_loss(step: Step, policy: Scorer, state: State) -> None:
             f"{drift:.3g} nats a token away from the reference (tolerance {tolerance:.3g}). Policy and reference are not scored alike. "
             "Look for dropout that stays on, for an adapter that does not start at zero, or for weights that changed behind the stored reference."
         )
-
-
-def _skip(run: RunDir, show: Progress, state: State, settings: TrainSettings, taken: Sequence[Example], step: Step, norm: float) -> None:
-    """Leave out a step whose loss or gradient is no finite number. Raises TrainingStopped where that has happened too often."""
-    state.skipped += 1
-    culprits = step.not_finite()
-    names = culprits or [example.id for example in taken]
-    _log(run, show, "skipped", state.step, {"loss": str(step.row["loss"]), "grad_norm": str(norm), "ids": names})
-    what = f"step {state.step}: the loss is {step.row['loss']} and the gradient's norm {norm}. The weights were not changed by it."
-    whose = f"{'Not finite' if culprits else 'In the step'}: {', '.join(names)}."
-    if state.skipped > settings.max_skipped_steps:
-        raise TrainingStopped(f"{what} {whose} Lower train.learning_rate, drop these pairs, or take train.precision: fp32.")
-    show.say(f"Skipped {what} {whose}")

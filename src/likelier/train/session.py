@@ -22,7 +22,7 @@ from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
-from likelier.errors import RecipeError, RunError, TrainingStopped, lacks_memory
+from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
 from likelier.logprobs.examples import mismatched, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
@@ -49,7 +49,7 @@ from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
-from likelier.train.step import require_whole_steps
+from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
 
@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
     for side in (train, held_out):
         _announce(side, show)
-    refuse_unheeded(train, objective)
+    refuse_unheeded(train.examples, objective)
     _announce_unread(train, objective, show)
     if objective.point_is_kl:
         train, held_out = (side.with_others() for side in (train, held_out))
@@ -311,14 +311,6 @@ def _announce(side: Side, show: Progress) -> None:
         show.say(f"Dropped {len(side.encoded.dropped)} pairs in all; the manifest names each.")
     if side.encoded.boundary_mismatches:
         show.say(f"{len(side.encoded.boundary_mismatches)} pairs do not decode to the template's text, first {side.encoded.boundary_mismatches[0]}.")
-
-
-def refuse_unheeded(train: Side, objective: Objective) -> None:
-    """Raises RecipeError where records have weights that the objective cannot heed, or margins are asked for that no record has."""
-    if objective.couples_pairs and any(example.weight != 1 for example in train.examples):
-        raise RecipeError("objective.name: this objective compares all pairs of a step with each other and cannot heed the records' `weight`.")
-    if objective.margin_scale and not any(pair.margin for pair in train.pairs):
-        raise RecipeError("objective.margin_scale: no training record has a `margin`.")
 
 
 def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:

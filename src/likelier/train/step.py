@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from likelier.errors import RecipeError, lacks_memory
-from likelier.examples import Example, all_pairs
+from likelier.examples import Example, PreferenceExample, all_pairs
 from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, replies_of, score_all_examples, score_examples
-from likelier.logprobs.reference import ReferenceStore
+from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import count_unique_tokens
 from likelier.objectives import Logps, Objective
@@ -25,7 +25,7 @@ class Task:
     """What a step needs beside its examples: who scores, what is compared with it, and how that is judged."""
 
     policy: Scorer
-    reference: ReferenceStore | None
+    reference: ReferenceValues | None
     objective: Objective
     tokens_per_batch: int  # becomes smaller where a batch did not fit into memory
     show: Progress
@@ -129,6 +129,14 @@ def cut_step(examples: Sequence[Example], objective: Objective, tokens_per_batch
             f"Raise train.tokens_per_batch, or lower train.pairs_per_step (here {len(examples)}) or data.max_length."
         )
     return batches
+
+
+def refuse_unheeded(examples: Sequence[Example], objective: Objective) -> None:
+    """Raises RecipeError where training examples have weights that the objective cannot heed, or margins are asked for that none has."""
+    if objective.couples_pairs and any(example.weight != 1 for example in examples):
+        raise RecipeError("objective.name: this objective compares all pairs of a step with each other and cannot heed the records' `weight`.")
+    if objective.margin_scale and not any(isinstance(example, PreferenceExample) and example.margin for example in examples):
+        raise RecipeError("objective.margin_scale: no training record has a `margin`.")
 
 
 def require_whole_steps(order: ExampleOrder, objective: Objective, tokens_per_batch: int) -> None:
