@@ -116,7 +116,9 @@ class Trainer:
         """
         admitted = self._admit(examples)
         with dropout_off(self.model):
-            return evaluate_held_out(self._task, admitted, self._training.state.point)
+            row = evaluate_held_out(self._task, admitted, self._training.state.point)
+        assert row is not None  # nobody asks it to stop
+        return row
 
     def train(self, eval_examples: Sequence[Example] | None = None) -> History:
         """All steps that are left. With `eval_examples` the model is evaluated every `eval_every` steps and at the end, training stops after
