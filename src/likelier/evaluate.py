@@ -289,7 +289,9 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
         raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
     numerics = {name: value for name, value in manifest["numerics"].items() if name != "parity"}
     dtype = getattr(torch, numerics["weights_dtype"])
-    loaded, full = load_trained(run.model, recipe.model, dtype=dtype), recipe.train.method == "full"
+    full = recipe.train.method == "full"
+    held: dict[str, Any] = {} if full else {"in_four_bits": recipe.train.method == "qlora", "start": recipe.adapter.start}
+    loaded = load_trained(run.model, recipe.model, dtype=dtype, **held)
     if not full:
         _require_base(run, manifest, loaded)
     tokenizer = loaded.tokenizer

@@ -9,6 +9,13 @@ LOADING = {
 from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 ```""",
+    "qlora": """```python
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import BitsAndBytesConfig
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder", quantization_config=four_bits)
+```""",
     "full": """```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
@@ -16,15 +23,22 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 }
 
 
+def adapter_kind(manifest: dict[str, Any]) -> str:
+    """A LoRA adapter, a DoRA adapter; in 4 bits."""
+    adapter = manifest["training"]["adapter"]
+    kind = "A DoRA adapter" if adapter["dora"] else "A LoRA adapter"
+    return f"{kind} (on the base in 4 bits)" if manifest["training"]["method"] == "qlora" else kind
+
+
 def model_card(recipe: Recipe, manifest: dict[str, Any]) -> str:
     """Markdown with the front matter that model hubs read."""
     outcome, data = manifest["outcome"], manifest["data"]
-    kind = "A LoRA adapter for" if recipe.train.method == "lora" else "All weights of"
+    kind = "All weights of" if recipe.train.method == "full" else f"{adapter_kind(manifest)} for"
     accuracy = f"{outcome['best_accuracy']:.1%}" if outcome["best_accuracy"] is not None else "not measured"
     hyperparameters = ", ".join(f"{name} {value}" for name, value in recipe.objective.given().items()) or "default settings"
     return f"""---
 base_model: {recipe.model.name}
-library_name: {"peft" if recipe.train.method == "lora" else "transformers"}
+library_name: {"transformers" if recipe.train.method == "full" else "peft"}
 tags: [preference-tuning, {recipe.objective.name}, likelier]
 ---
 

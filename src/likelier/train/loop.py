@@ -23,6 +23,7 @@ from likelier.train import checkpoint
 from likelier.train.checkpoint import State
 from likelier.train.cuts import cut_step
 from likelier.train.master import MasterWeights
+from likelier.train.optimizer import make_optimizer
 from likelier.train.order import PairOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.tally import Tally
@@ -48,7 +49,7 @@ def fit(
     first loss is not that of an untrained policy, or if a value is not finite.
     """
     weights = weights or MasterWeights(policy.model)
-    optimizer = torch.optim.AdamW(weights.parameters, lr=settings.peak_learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = make_optimizer(weights, settings)
     order = PairOrder(examples, settings)
     newest = checkpoint.latest(run.checkpoints)
     state = checkpoint.restore(newest, weights, optimizer) if newest else State()
