@@ -167,7 +167,6 @@ def test_unknown_settings_are_named_with_a_suggestion(settings, said):
         ("train.learning_rate", math.nan),
         ("train.learning_rate", math.inf),
         ("train.warmup", 1.1),
-        ("train.method", "qlora"),
         ("train.schedule", "cosin"),
         ("train.precision", "fp16"),
         ("train.gradient_checkpointing", "maybe"),

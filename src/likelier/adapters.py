@@ -92,11 +92,16 @@ def continue_adapter(model: Any, settings: AdapterSettings) -> Any:
     start_files(settings.start)
     folder = Path(settings.start).expanduser()
     config = _read_config(folder)
-    for name, default in AdapterSettings().model_dump(exclude={"start"}).items():
-        given, its = getattr(settings, name), _setting(config, name)
+    for setting, default in AdapterSettings().model_dump(exclude={"start"}).items():
+        given, its = getattr(settings, setting), _setting(config, setting)
         if given not in (default, its):
-            raise ModelError(f"adapter.{name}: {given!r}, but the adapter in {settings.start} has {its!r}. Leave it out, the adapter brings its own.")
+            raise ModelError(
+                f"adapter.{setting}: {given!r}, but the adapter in {settings.start} has {its!r}. Leave it out, the adapter brings its own."
+            )
+    name = model.name_or_path
     adapted = put_on(model, folder, name=TRAINED, train=True)
+    adapted.peft_config[TRAINED].base_model_name_or_path = name  # what is saved belongs to the base of this run
+    adapted.peft_config[TRAINED].revision = None
     return put_on(adapted, folder, name=REFERENCE)
 
 

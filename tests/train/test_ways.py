@@ -12,17 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from likelier.errors import ModelError, RecipeError
-from likelier.evaluate import evaluate
 from likelier.logprobs.plain import plain_token_logps
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
-from likelier.models import as_reference, load_trained
+from likelier.models import load_trained
 from likelier.recipe import Recipe
 from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.session import train_recipe
-from likelier.verify import verify
 from tests.conftest import built_model
 from tests.train.conftest import changed
 
