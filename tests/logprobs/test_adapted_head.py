@@ -56,8 +56,7 @@ def test_the_reference_is_scored_without_it(sequences):
     assert found.equal(wanted)
 
 
-def test_in_bf16_a_small_update_of_the_head_is_not_lost(sequences):
-    """A merged weight would round nearly all of it away."""
+def test_in_bf16_a_small_update_of_the_head_is_seen(sequences):
     model = adapted(tied=False, dtype=torch.bfloat16, size=0.0)
     with torch.no_grad():
         head = model.get_base_model().lm_head
@@ -75,7 +74,7 @@ def test_in_bf16_a_small_update_of_the_head_is_not_lost(sequences):
         true = moved("fp32")
     coarse = moved("bf16")
     assert true.norm() > 0
-    assert torch.nn.functional.cosine_similarity(true, coarse, dim=0) > 0.3
+    assert torch.nn.functional.cosine_similarity(true, coarse, dim=0) > 0.98
 
 
 def test_the_parity_probe_takes_the_fused_head_for_lora_and_the_plain_twin_for_dora(sequences):

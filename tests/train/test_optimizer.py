@@ -154,3 +154,28 @@ def test_bytes_of_the_state_are_those_of_the_docs():
         found[bits] = state_bytes(optimizer) / 512**2
     assert found["adamw"] == pytest.approx(8, abs=1e-3)
     assert found["adamw-8bit"] == pytest.approx(2 + 8 / 256 + 2 * 256 * 4 / 512**2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, dtype, bytes_a_weight",
+    [
+        ({"method": "full"}, torch.float32, 16),
+        ({"method": "full"}, torch.bfloat16, 18),
+        (AT_RANDOM, torch.bfloat16, 14),
+        ({"method": "full", **BITS["adamw-8bit"]}, torch.float32, 10),
+        ({"method": "full", **BITS["adamw-8bit"]}, torch.bfloat16, 12),
+        ({**AT_RANDOM, **BITS["adamw-8bit"]}, torch.bfloat16, 8),
+    ],
+)
+def test_bytes_of_a_run_are_those_of_the_docs(settings, dtype, bytes_a_weight):
+    """Weights, masters, gradients and moments between the last backward pass and the step; docs/ways-to-train.md has the table."""
+    model = nn.Linear(512, 512, bias=False, dtype=dtype)
+    weights, optimizer = built(model, **settings)
+    for _ in range(2):
+        optimizer.step()
+        model(torch.randn(2, 512, dtype=dtype)).sum().backward()
+        weights.collect_gradients()
+    held = {tensor.data_ptr(): tensor.nbytes for own in (model.weight, *weights.parameters) for tensor in (own, own.grad) if tensor is not None}
+    optimizer.step()
+    found = (sum(held.values()) + state_bytes(optimizer)) / 512**2
+    assert found == pytest.approx(bytes_a_weight, abs=0.04)

@@ -2,24 +2,30 @@
 
 import copy
 import math
+import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from likelier.errors import ModelError, RecipeError, RunError
+from likelier.evaluate import evaluate
 from likelier.logprobs.plain import plain_token_logps
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import load_trained
-from likelier.recipe import Recipe
+from likelier.recipe import Recipe, parse_recipe
 from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.session import train_recipe
+from likelier.verify import verify
 from tests.conftest import built_model
 from tests.train.conftest import changed
 
@@ -35,20 +41,18 @@ class Way:
 
 WAYS = {
     "dora": Way(adapter={"dora": True}),
-    "rslora": Way(adapter={"rslora": True}),
-    "head": Way(adapter={"targets": "q_proj, lm_head"}),
+    "rslora-head": Way(adapter={"rslora": True, "targets": "q_proj, lm_head"}),
     "start": Way(adapter={"start": "plain"}),
-    "start-dora": Way(adapter={"start": "dora"}),
     "qlora": Way({"method": "qlora"}),
-    "qlora-bf16": Way({"method": "qlora", "precision": "bf16", "gradient_checkpointing": True}),
-    "qlora-dora-start": Way({"method": "qlora"}, {"start": "dora"}),
+    "qlora-start-bf16": Way({"method": "qlora", "precision": "bf16", "gradient_checkpointing": True}, {"start": "dora"}),
     "8bit-lora": Way({"optimizer": "adamw-8bit"}, {"rank": 128}),
-    "8bit-masters": Way({"method": "full", "precision": "bf16", "optimizer": "adamw-8bit"}),
+    "8bit-masters": Way({"method": "full", "precision": "bf16", "optimizer": "adamw-8bit", "gradient_checkpointing": True}),
     "rounded": Way({"method": "full", "precision": "bf16", "bf16_weights": "stochastic-rounding"}),
-    "rounded-8bit": Way(
-        {"method": "full", "precision": "bf16", "bf16_weights": "stochastic-rounding", "optimizer": "adamw-8bit", "gradient_checkpointing": True}
-    ),
+    "rounded-8bit": Way({"method": "full", "precision": "bf16", "bf16_weights": "stochastic-rounding", "optimizer": "adamw-8bit"}),
 }
+
+HELD = {"8bit-masters": "bf16 with fp32 masters", "rounded": "stochastic-rounding", "rounded-8bit": "stochastic-rounding"}
+"""`trained_weights` in the manifest, where they are not in fp32."""
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +123,15 @@ def test_it_learns_resumes_to_the_same_bits_and_loads_elsewhere(name, recipe, st
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert manifest["reference"]["unchanged"] is True
     assert manifest["numerics"]["engine"] == "nodes"
+    assert ("quantisation" in manifest["numerics"]) == ("bitsandbytes" in manifest["versions"] and "8bit" not in name) == ("qlora" in name)
+    told, start = manifest["training"], WAYS[name].adapter.get("start")
+    assert [told["method"], told["optimizer"], told["trained_weights"]] == [recipe.train.method, recipe.train.optimizer, HELD.get(name, "fp32")]
+    if told["adapter"]:
+        assert told["adapter"]["dora"] == (WAYS[name].adapter.get("dora", False) or start == "dora")
+        assert told["adapter"]["rslora"] == WAYS[name].adapter.get("rslora", False)
+        assert told["adapter"]["start"] == (recipe.adapter.start or None)
+        assert told["adapter"]["rank"] == (4 if start else recipe.adapter.rank)
+    assert manifest["model"]["parameters"] == sum(parameter.numel() for parameter in built_model().parameters())
 
     interrupted(recipe, monkeypatch)
     torch.manual_seed(1)  # what a new process would not know
@@ -138,3 +151,65 @@ def test_it_learns_resumes_to_the_same_bits_and_loads_elsewhere(name, recipe, st
     assert torch.allclose(logps(ours, precision), logps(elsewhere, precision), atol=tolerance)
     by_engine = torch.cat(Scorer(ours, engine="nodes", precision=precision).token_logps(SEQUENCES)).detach()
     assert torch.allclose(by_engine, logps(elsewhere, precision), atol=1e-4 if precision == "fp32" else 0.2)
+
+
+@pytest.mark.parametrize("name", ["start", "qlora", "qlora-start-bf16"])
+def test_what_was_before_is_the_base_with_the_adapter_that_the_run_began_with(name, recipe, starts, tmp_path, monkeypatch):
+    """Pitfall 21, in evaluation and proof."""
+    recipe = changed(recipe_of(WAYS[name], recipe, starts), eval={"probes": False}, train={"max_steps": 3})
+    if recipe.adapter.start:
+        shutil.copytree(recipe.adapter.start, tmp_path / "mine")
+        recipe = changed(recipe, adapter={"start": str(tmp_path / "mine")})
+    run = train_recipe(recipe)
+    scored = []
+    monkeypatch.setattr("likelier.evaluate.fill", lambda store, scorer, sequences, **_: scored.extend(s for s in sequences if s not in store))
+    result = evaluate(run)
+    assert not scored, "the reference of training and the model before are one"
+    assert result is not None
+    assert result["held_out"]["margin"]["value"] != 0
+
+    verdicts = {check.what: check.verdict for check in verify(run.path)}
+    assert verdicts["base weights"] == ("not checked" if "qlora" in name else "holds")
+    if recipe.adapter.start:
+        names = ("adapter_model.safetensors", "adapter_config.json")
+        assert [verdicts[f"start adapter's {file}"] for file in names] == ["holds", "holds"]
+        file = tmp_path / "mine" / names[0]
+        tensors = load_file(file)
+        save_file({key: value + 1e-3 for key, value in tensors.items()}, file)
+        assert {check.what: check.verdict for check in verify(run.path)}[f"start adapter's {names[0]}"] == "differs"
+        with pytest.raises(RunError, match="no longer has the weights that this run began with"):
+            evaluate(run)
+        file.unlink()
+        assert {check.what: check.verdict for check in verify(run.path)}[f"start adapter's {names[0]}"] == "not checked"
+
+
+def test_a_start_adapter_that_changed_is_no_ground_to_go_on_from(recipe, starts, tmp_path, monkeypatch):
+    shutil.copytree(starts / "plain", tmp_path / "mine")
+    recipe = changed(recipe, adapter={"start": str(tmp_path / "mine")}, train={"max_steps": STEPS, "checkpoint_every": 3})
+    interrupted(recipe, monkeypatch)
+    file = tmp_path / "mine" / "adapter_model.safetensors"
+    save_file({key: value * 2 for key, value in load_file(file).items()}, file)
+    with pytest.raises(RunError, match="the model are no longer those that this run began with"):
+        train_recipe(recipe)
+
+
+def test_what_makes_no_sense_is_refused_before_the_run_leaves_a_trace(recipe, monkeypatch, tmp_path):
+    for train in ({"method": "lora"}, {"method": "full", "precision": "fp32"}):
+        with pytest.raises(RecipeError, match=r"bf16_weights: stochastic-rounding is for method: full in bf16"):
+            changed(recipe, train={"bf16_weights": "stochastic-rounding", **train})
+    monkeypatch.setattr("likelier.models._cpu_flags", lambda: "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    automatic = changed(recipe, train={"bf16_weights": "stochastic-rounding", "method": "full", "precision": "auto"})
+    with pytest.raises(RecipeError, match=r"train.precision: auto takes fp32 on this processor"):
+        train_recipe(automatic)
+    monkeypatch.setattr("likelier.train.ways.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'likelier\[eight-bit\]'"):
+        train_recipe(changed(recipe, train={"optimizer": "adamw-8bit"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipes_of_the_docs_are_valid():
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "ways-to-train.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        parse_recipe({"data": {"train": ["pairs.jsonl"]}, **yaml.safe_load(block)}, where="docs/ways-to-train.md")

@@ -196,7 +196,7 @@ def through_adapter(head: Any, hidden_ED: Tensor) -> tuple[Tensor, Tensor, Tenso
 
         hidden @ W.T + s · (hidden @ A.T) @ B.T  =  cat(hidden, s · hidden @ A.T) @ cat(W, B).T
 
-    W + s · BA would be the same in exact arithmetic, but in bf16 it loses an update that is small beside W.
+    W + s · BA would be one more matrix of the vocabulary's size in fp32, and rounding it to bf16 would round off what is small beside W.
     """
     if type(head) is nn.Linear:
         return hidden_ED, head.weight, head.bias
