@@ -148,12 +148,6 @@ class TrainSettings(Section):
     def peak_learning_rate(self) -> float:
         return self.learning_rate or {"lora": 1e-4, "qlora": 1e-4, "full": 1e-6}[self.method]
 
-    @model_validator(mode="after")
-    def _rounds_what_is_rounded(self) -> "TrainSettings":
-        if self.bf16_weights != "fp32-master" and (self.method != "full" or self.precision == "fp32"):
-            raise ValueError(f"bf16_weights: {self.bf16_weights} is for method: full in bf16; an adapter and a run in fp32 train fp32 weights")
-        return self
-
 
 class EvalSettings(Section):
     probes: bool = True

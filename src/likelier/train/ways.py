@@ -11,10 +11,10 @@ from likelier.recipe import Recipe, TrainSettings
 
 def require_way(settings: TrainSettings, precision: str) -> None:
     """Raises RecipeError for settings that mean nothing at this precision, ModelError for a package that is not installed."""
-    if settings.bf16_weights != "fp32-master" and precision != "bf16":
+    if settings.bf16_weights != "fp32-master" and (settings.method != "full" or precision != "bf16"):
         raise RecipeError(
-            f"train.bf16_weights: {settings.bf16_weights} is for weights in bf16, and train.precision: auto takes {precision} on this processor. "
-            "Set train.precision: bf16, or leave train.bf16_weights out."
+            f"train.bf16_weights: {settings.bf16_weights} is for train.method: full in bf16. Here the method is {settings.method} and the precision "
+            f"{precision}, and what is trained is held in fp32. Set train.method: full and train.precision: bf16, or leave train.bf16_weights out."
         )
     if settings.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
         raise ModelError("train.optimizer: adamw-8bit is bitsandbytes', which is not installed: pip install 'likelier[eight-bit]'")
