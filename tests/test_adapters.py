@@ -155,6 +155,9 @@ def test_a_start_that_says_something_else_than_the_recipe_is_refused(lora):
         with pytest.raises(ModelError, match=rf"adapter.{setting}: .*but the adapter in .* has .*Leave it out"):
             add_adapter(model(), AdapterSettings(start=str(lora), **{setting: value}), seed=0)
     add_adapter(model(), AdapterSettings(start=str(lora), rank=4, alpha=8, targets="q_proj"), seed=0)
+    wide = get_peft_model(model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    wide.save_pretrained(lora)
+    add_adapter(model(), AdapterSettings(start=str(lora), targets="q_proj,down_proj"), seed=0)
 
 
 def test_folders_that_cannot_be_continued_are_refused(lora, tmp_path):
@@ -170,7 +173,7 @@ def test_folders_that_cannot_be_continued_are_refused(lora, tmp_path):
     refused("whole modules of its own", modules_to_save=["lm_head"])
     refused("biases of its own", bias="all")
     refused(r"weights taken out of the base \(pissa\)", init_lora_weights="pissa")
-    refused("does not fit the model", r=8)
+    refused(r"does not fit `.*` \(.*size mismatch", r=8)
     refused(r"4 of its weights have no counterpart", target_modules=["q_proj", "v_proj"], layers_to_transform=[0])
     with pytest.raises(ModelError, match=r"there is no adapter_model.safetensors in it"):
         start_files(str(tmp_path))

@@ -94,7 +94,8 @@ def continue_adapter(model: Any, settings: AdapterSettings) -> Any:
     config = _read_config(folder)
     for setting, default in AdapterSettings().model_dump(exclude={"start"}).items():
         given, its = getattr(settings, setting), _setting(config, setting)
-        if given not in (default, its):
+        names = ", ".join(sorted(part.strip() for part in given.split(","))) if setting == "targets" else given
+        if given != default and names != its:
             raise ModelError(
                 f"adapter.{setting}: {given!r}, but the adapter in {settings.start} has {its!r}. Leave it out, the adapter brings its own."
             )
@@ -122,7 +123,7 @@ def put_on(model: Any, folder: Path, *, name: str = TRAINED, train: bool = False
             raise ValueError(f"{len(odd)} of its weights have no counterpart, among them {min(odd)}")
     except (RuntimeError, ValueError, KeyError) as problem:
         reason = " ".join(str(problem).split())[:400]
-        raise ModelError(f"{folder}: this adapter does not fit the model ({reason}).") from problem
+        raise ModelError(f"{folder}: this adapter does not fit `{model.name_or_path}` ({reason}).") from problem
     return leave_casting_to_autocast(model)
 
 
@@ -140,7 +141,7 @@ def reference_fingerprint(model: nn.Module) -> str | None:
         return None
     from peft.tuners.lora import LoraLayer
 
-    frozen = {name: tensor for name, tensor in model.state_dict().items() if f".{REFERENCE}" in name}
+    frozen = {name: tensor for name, tensor in model.state_dict().items() if REFERENCE in name.split(".")}
     digests = {name: digest(name, tensor.detach().to("cpu", torch.float32).contiguous().numpy()) for name, tensor in frozen.items()}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and REFERENCE in module.scaling:

@@ -81,8 +81,8 @@ def _is_gone(source: str) -> bool:
 def _check_base(recipe: Recipe, manifest: dict[str, Any]) -> Check:
     """The fingerprint of the base weights, where they lie on this machine."""
     what, said = "base weights", manifest["model"].get("base", manifest["model"]["weights"])
-    if "quantisation" in manifest["numerics"]:
-        return Check(what, "not checked", "the run's are in 4 bits, and the files hold them as they were before")
+    if "quantisation" in manifest["numerics"] and "base" not in manifest["model"]:
+        return Check(what, "not checked", "the run's are in 4 bits, and what they were made of was in no folder")
     folder = local_folder(recipe.model.name)
     if folder is None or not (folder / "config.json").is_file():
         return Check(what, "not checked", f"`{recipe.model.name}` is not in a folder on this machine")

@@ -9,7 +9,7 @@ from torch import nn
 
 from likelier.recipe import TrainSettings
 from likelier.train.master import MasterWeights
-from likelier.train.optimizer import make_optimizer, round_at_random, state_bytes, state_tensors, stream
+from likelier.train.optimizer import make_optimizer, restore_state, round_at_random, state_bytes, state_tensors, stream
 
 CPU = torch.device("cpu")
 SIZES = (96, 64)  # 6,144 weights: from 4,096 on, moments are held in 8 bits
@@ -85,6 +85,15 @@ def test_rounding_at_random_follows_the_fp32_masters(bits):
     assert abs((a - b).mean()) < 0.02 * a.abs().mean()
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_that_a_bf16_model_holds_in_fp32_are_not_rounded(bits):
+    model, alone = layer(torch.float32), layer(torch.float32)
+    steps(model, *built(model, **AT_RANDOM, **BITS[bits]), range(3))
+    steps(alone, *built(alone, **BITS[bits]), range(3))
+    assert torch.allclose(model.weight, alone.weight, rtol=0, atol=1e-7)
+    assert not model.weight.equal(model.weight.bfloat16().float())
+
+
 def test_batches_add_up_in_fp32_without_masters():
     """300 batches of gradient 1: in bf16 the sum would stop at 256."""
     model = nn.Linear(3, 1, bias=False, dtype=torch.bfloat16)
@@ -107,8 +116,6 @@ WAYS = {
 
 @pytest.mark.parametrize("name", WAYS)
 def test_a_state_goes_through_safetensors_and_continues_bit_for_bit(name, tmp_path):
-    from likelier.train.optimizer import restore_state
-
     settings, dtype = WAYS[name]
     whole = layer(dtype)
     weights, optimizer = built(whole, **settings)

@@ -169,7 +169,7 @@ def test_what_was_before_is_the_base_with_the_adapter_that_the_run_began_with(na
     assert result["held_out"]["margin"]["value"] != 0
 
     verdicts = {check.what: check.verdict for check in verify(run.path)}
-    assert verdicts["base weights"] == ("not checked" if "qlora" in name else "holds")
+    assert verdicts["base weights"] == "holds"
     if recipe.adapter.start:
         names = ("adapter_model.safetensors", "adapter_config.json")
         assert [verdicts[f"start adapter's {file}"] for file in names] == ["holds", "holds"]

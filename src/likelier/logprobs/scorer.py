@@ -210,7 +210,7 @@ def through_adapter(head: Any, hidden_ED: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _is_plain(head: Any) -> bool:
-    """Whether it is a linear layer, or one with LoRA (not DoRA, biases or dropout) on it."""
+    """Whether it is a linear layer, or one with LoRA on it, without DoRA or biases."""
     if type(head) is nn.Linear:
         return True
     plain_lora = type(getattr(head, "base_layer", None)) is nn.Linear and hasattr(head, "lora_B") and not head.merged

@@ -48,7 +48,8 @@ def stream(device: torch.device, *key: int) -> torch.Generator:
 
 
 class RoundedAdamW(torch.optim.Optimizer):
-    """AdamW over bf16 weights with fp32 gradients and fp32 moments: each weight is widened, stepped as torch does it, and rounded at random."""
+    """AdamW over bf16 weights with fp32 gradients and fp32 moments: each weight is widened, stepped as torch does it, and rounded at random. A weight
+    that the model holds in fp32 is stepped as it is."""
 
     def __init__(self, parameters: list[Tensor], options: dict[str, Any], *, seed: int) -> None:
         super().__init__(parameters, options)
@@ -66,12 +67,13 @@ class RoundedAdamW(torch.optim.Optimizer):
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
                     state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(weight, dtype=torch.float32) for _ in range(2))
-                wide = weight.float()
+                wide = weight.float()  # itself where it is fp32
                 first, second = [state["exp_avg"]], [state["exp_avg_sq"]]
                 rest: dict[str, Any] = {"beta1": beta1, "beta2": beta2} | {name: group[name] for name in ("lr", "weight_decay", "eps")}
                 rest |= {"fused": True, "amsgrad": False, "maximize": False}
                 adamw([wide], [weight.grad], first, second, max_exp_avg_sqs=[], state_steps=[state["step"]], **rest)
-                weight.copy_(round_at_random(wide, stream(weight.device, self.seed, int(state["step"]), index)))
+                if wide is not weight:
+                    weight.copy_(round_at_random(wide, stream(weight.device, self.seed, int(state["step"]), index)))
 
 
 def _eight_bits(parameters: list[Tensor], options: dict[str, Any], *, seed: int | None) -> torch.optim.Optimizer:
@@ -86,7 +88,8 @@ def _eight_bits(parameters: list[Tensor], options: dict[str, Any], *, seed: int 
             weight.data = narrow.float()
             super().update_step(group, weight, gindex, pindex)
             wide, weight.data = weight.data, narrow
-            narrow.copy_(round_at_random(wide, stream(weight.device, seed or 0, self.state[weight]["step"], pindex)))
+            if narrow.dtype != torch.float32:
+                narrow.copy_(round_at_random(wide, stream(weight.device, seed or 0, self.state[weight]["step"], pindex)))
 
     made: torch.optim.Optimizer = (AdamW8bit if seed is None else RoundedAdamW8bit)(parameters, **options)
     return made

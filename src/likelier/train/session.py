@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import PairOrder
 from likelier.train.progress import Progress
 from likelier.train.ways import packages, require_way, way
+from likelier.weights import filed_fingerprint
 
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
@@ -254,7 +256,7 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
             "parameters": count_parameters(model),
             "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
             "weights": prepared.weights,
-            **({"base": base_fingerprint(model), "start": start_files(recipe.adapter.start)} if recipe.adapter.start else {}),
+            **_parts(prepared),
             "tokenizer": tokenizer_hash(prepared.loaded.tokenizer),
             "chat_template": template_hash(prepared.loaded.tokenizer, recipe.model.chat_template),
         },
@@ -262,6 +264,16 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
         "numerics": {**prepared.numerics, "parity": {"largest_difference": prepared.parity.difference, "tolerance": TOLERANCE}},
         "outcome": None,
     }
+
+
+def _parts(prepared: Prepared) -> dict[str, Any]:
+    """What `weights` were made of, where they are not simply the base as its files hold it: `base`, the fingerprint of those files, and the files of
+    the adapter in `start`."""
+    model, start, folder = prepared.policy.model, prepared.recipe.adapter.start, Path(prepared.loaded.path)
+    parts: dict[str, Any] = {"start": start_files(start)} if start else {}
+    if "quantisation" in prepared.numerics:
+        return parts | ({"base": filed_fingerprint(folder, loaded_as=prepared.numerics["weights_dtype"])} if folder.is_dir() else {})
+    return parts | ({"base": base_fingerprint(model)} if start else {})
 
 
 def _announce(side: Side, show: Progress) -> None:
