@@ -33,7 +33,7 @@ def model_card(
         f"## How to load it\n\n```python\n{loading(recipe, adapter=adapter)}\n```\n",
         *(_evaluated(evaluation, manifest) if evaluation else ["It had not been evaluated beyond that when this was written.\n"]),
         "## Training\n\n" + _table(("setting", ""), _settings(recipe, manifest)),
-        "## Data\n\n" + _table(("", "pairs", "prompts", "dropped", "from"), _sides(manifest)) + _audit(manifest),
+        "## Data\n\n" + _table(("", "", "prompts", "dropped", "from"), _sides(manifest)) + _audit(manifest),
         "## Provenance\n\n" + _table(("", ""), _provenance(manifest)),
     ]
     return "\n".join(sections)
@@ -125,8 +125,11 @@ def _settings(recipe: Recipe, manifest: Mapping[str, Any]) -> list[tuple[str, An
     train = recipe.train
     names = ("epochs", "max_steps", "pairs_per_step", "schedule", "warmup", "weight_decay", "max_grad_norm", "seed")
     rows = [("objective", recipe.objective.name), *recipe.objective.given().items(), ("method", train.method)]
+    training = manifest.get("training") or {"adapter": recipe.adapter.model_dump()}
     if train.method != "full":
-        rows += [(f"adapter {name.replace('_', ' ')}", value) for name, value in recipe.adapter.model_dump().items()]
+        told = {name: ", ".join(value) if name == "targets" else value for name, value in training["adapter"].items() if name != "start"}
+        rows += [(f"adapter {name}", value) for name, value in told.items()]
+    rows += [("optimizer", train.optimizer)]
     rows += [("peak learning rate", f"{train.peak_learning_rate:g}"), *((name.replace("_", " "), getattr(train, name)) for name in names)]
     return [row for row in [*rows, ("precision", manifest["numerics"]["precision"])] if row[1] is not None]
 
@@ -134,9 +137,16 @@ def _settings(recipe: Recipe, manifest: Mapping[str, Any]) -> list[tuple[str, An
 def _sides(manifest: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     sides = {"training": manifest["data"]["train"], "held out": manifest["data"]["eval"]}
     return [
-        (name, side["pairs"], side.get("prompts", UNKNOWN), len(side.get("dropped") or []), ", ".join(map(_source, side.get("sources") or [])))
+        (name, _amount(side), side.get("prompts", UNKNOWN), len(side.get("dropped") or []), ", ".join(map(_source, side.get("sources") or [])))
         for name, side in sides.items()
     ]
+
+
+def _amount(side: Mapping[str, Any]) -> str:
+    """120 pairs, or 200 replies judged alone, or both."""
+    alone = sum((side.get("unpaired") or {}).values())
+    pairs = [count(side["pairs"], "pair")] if side["pairs"] or not alone else []
+    return " and ".join([*pairs, *([f"{count(alone, 'reply', 'replies')} judged alone"] if alone else [])])
 
 
 def _source(source: str) -> str:

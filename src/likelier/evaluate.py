@@ -26,7 +26,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import Statistic, bootstrap, bootstrap_difference, calibration, correct, has_apology, in_a_loop
 from likelier.model_files import cache_dir
-from likelier.models import LoadedModel, as_reference, fingerprint, load_model, load_trained
+from likelier.models import LoadedModel, as_reference, fingerprint, held_as, load_model, load_trained
 from likelier.objectives import Logps, Objective, Responses, make_objective
 from likelier.probes import Question, neutral_prompts, questions
 from likelier.recipe import Recipe, load_recipe
@@ -331,7 +331,8 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
         raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
     numerics = {name: value for name, value in manifest["numerics"].items() if name != "parity"}
     dtype = getattr(torch, numerics["weights_dtype"])
-    loaded, full = load_trained(run.model, recipe.model, dtype=dtype), recipe.train.method == "full"
+    full = recipe.train.method == "full"
+    loaded = load_trained(run.model, recipe.model, dtype=dtype, **held_as(recipe))
     if not full:
         _require_base(run, manifest, loaded)
     tokenizer = loaded.tokenizer

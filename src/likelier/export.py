@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likelier.adapters import merge_adapter
 from likelier.card import base_name, model_card
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import read_sides
@@ -33,7 +34,7 @@ from likelier.hashing import file_hash
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.scorer import DTYPES, Precision, Scorer, in_fp32
 from likelier.model_files import hub_name
-from likelier.models import LoadedModel, fingerprint, load_model, load_trained, merge_adapter, save_trained
+from likelier.models import LoadedModel, fingerprint, held_as, load_model, load_trained, save_trained
 from likelier.recipe import ModelSettings, Recipe, load_recipe
 from likelier.records import Record
 from likelier.rundir import EXPORT, RunDir, provenance_notes, read_json, write_atomic, write_json
@@ -193,9 +194,10 @@ def _check_request(run: RunDir, manifest: dict[str, Any], dst: Path, *, adapter:
 def _require_unchanged(run: RunDir, recipe: Recipe, manifest: dict[str, Any], own: LoadedModel) -> None:
     """Raises RunError where tokenizer, template or base are not those of the run any more."""
     then = manifest["model"]
-    if recipe.train.method == "lora":  # all weights are in the run itself
-        base = load_model(recipe.model, dtype=getattr(torch, manifest["numerics"]["weights_dtype"]), device=CPU)
-        if fingerprint(base.model) != then["weights"]:
+    if recipe.train.method != "full":  # all weights are in the run itself
+        dtype = getattr(torch, manifest["numerics"]["weights_dtype"])
+        trained_on = load_trained(run.model, recipe.model, dtype=dtype, device=CPU, **held_as(recipe))
+        if fingerprint(trained_on.model) != then["weights"]:
             raise RunError(f"{run.path}: `{recipe.model.name}` no longer has the weights that this run's adapter was trained on. Put them back.")
     now = tokenizer_hash(own.tokenizer), template_hash(own.tokenizer, recipe.model.chat_template)
     if now != (then["tokenizer"], then["chat_template"]):

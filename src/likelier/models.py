@@ -1,12 +1,15 @@
 """Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
 
+import math
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,21 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from likelier.adapters import (
+    REFERENCE,
+    TRAINED,
+    belongs_to_adapter,
+    continue_adapter,
+    known_warnings_off,
+    leave_casting_to_autocast,
+    put_on,
+    reference_fingerprint,
+    start_files,
+)
 from likelier.errors import ModelError
 from likelier.hashing import file_hash
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, hub_name, imported_folder
-from likelier.recipe import AdapterSettings, ModelSettings
+from likelier.recipe import AdapterSettings, ModelSettings, Recipe
 from likelier.rundir import writing
 from likelier.weights import add_notes, digest, fingerprint_of
 
@@ -52,17 +66,18 @@ def _cpu_flags() -> str:
         return ""
 
 
-def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:
-    """Load weights and tokenizer. Raises ModelError naming the model and the mend."""
+def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None, in_four_bits: bool = False) -> LoadedModel:
+    """Load weights and tokenizer; on request all linear layers but the head `in_four_bits`. Raises ModelError naming the model and the mend."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path = locate(settings.name)
+    path, device = locate(settings.name), device or pick_device()
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    held = _four_bits(dtype, device) if in_four_bits else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **held)
         _refuse_gaps(report)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())[:400]
@@ -71,7 +86,47 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
             "Give a hub name, a folder with config.json and safetensors weights, or a .gguf file."
         ) from problem
     model.name_or_path = hub_name(settings.name) or settings.name  # what an adapter's config calls its base: others have no such cache
-    return LoadedModel(model.to(device or pick_device()).eval(), tokenizer, settings.name, path)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # a kernel of bitsandbytes that computes in bf16, and only where no gradient is wanted
+            module.support_avx512bf16_for_cpu = False
+    return LoadedModel(model.to(device).eval(), tokenizer, settings.name, path)
+
+
+def _four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """How QLoRA holds its base (Dettmers et al. 2023): 4-bit NormalFloat in blocks of 64, the blocks' scales in 8 bits; computed with in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("train.method: qlora holds the base in 4 bits with bitsandbytes, which is not installed: pip install 'likelier[qlora]'")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def quantisation(model: nn.Module) -> str | None:
+    """How the base's weights are packed: their number of bits and blocks, and what packed them. None where none is."""
+    states = [state for parameter in model.parameters() if (state := _packing(parameter)) is not None]
+    if not states:
+        return None
+    nested = f", scales in 8 bits in blocks of {states[0].state2.blocksize}" if states[0].nested else ""
+    return f"{states[0].quant_type} in blocks of {states[0].blocksize}{nested}, bitsandbytes {version('bitsandbytes')}"
+
+
+def weights_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the base's numbers, of those that are not packed."""
+    belongs = belongs_to_adapter(model)
+    return next(p.dtype for name, p in model.named_parameters() if p.is_floating_point() and not belongs(name))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that the base has, however many of them are packed into one."""
+    belongs = belongs_to_adapter(model)
+    base = [parameter for name, parameter in model.named_parameters() if not belongs(name)]
+    return sum(parameter.numel() if (state := _packing(parameter)) is None else math.prod(state.shape) for parameter in base)
+
+
+def _packing(parameter: nn.Parameter) -> Any:
+    """What bitsandbytes keeps beside a packed weight; None of a plain one."""
+    return getattr(parameter, "quant_state", None)
 
 
 def original_weights(settings: ModelSettings) -> dict[str, torch.Tensor]:
@@ -137,52 +192,29 @@ def import_gguf(path: Path) -> Path:
 
 
 def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
-    """The model with a fresh LoRA adapter, in fp32, whose B is zero: at the start the policy is the reference. Only the adapter is trainable."""
+    """The model with an adapter in fp32, which alone is trainable: the one in `settings.start`, or a fresh one whose B is zero. At the start the
+    policy is the reference either way."""
     from peft import LoraConfig, get_peft_model
 
+    if settings.start:
+        return continue_adapter(model, settings)
     targets: Any = settings.targets if settings.targets == "all-linear" else [t.strip() for t in settings.targets.split(",")]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=targets,
+            use_dora=settings.dora,
+            use_rslora=settings.rslora,
+            task_type="CAUSAL_LM",
+        )
         try:
-            with _known_warnings_off():
+            with known_warnings_off():
                 adapted = get_peft_model(model, config)
         except ValueError as problem:
             raise ModelError(f"adapter.targets: {problem}") from problem
-    for module in adapted.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):  # autocast decides; a copy of every input in fp32 would only cost memory
-            module.cast_input_dtype_enabled = False
-    return adapted
-
-
-def merge_adapter(model: Any) -> Any:
-    """The model without adapter whose weights are W + its update, in the base's own type. Merge in fp32 and round afterwards.
-
-    Embedding and head may be one tensor. An adapter of one of them alone must not move the other, so they are merged apart, and are one tensor
-    again only if they are still equal.
-    """
-    base = model.get_base_model()
-    embedding, head = (getattr(part, "base_layer", part) for part in (base.get_input_embeddings(), base.get_output_embeddings()))
-    tied = embedding.weight is head.weight
-    if tied:
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        base.config.tie_word_embeddings = False
-    with _known_warnings_off():
-        merged = model.merge_and_unload()
-    embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
-    if tied and torch.equal(embedding.weight, head.weight):
-        head.weight = embedding.weight
-        merged.config.tie_word_embeddings = True
-    return merged
-
-
-@contextmanager
-def _known_warnings_off() -> Iterator[None]:
-    """PEFT reads an attribute by a name that newer transformers warns of, and warns of heads that are embeddings, which `merge_adapter` minds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
-        yield
+    return leave_casting_to_autocast(adapted)
 
 
 def recompute_activations(model: Any) -> None:
@@ -193,15 +225,30 @@ def recompute_activations(model: Any) -> None:
 
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
-    """Within it the model is its reference: the adapter is off. A model without an adapter is as it is."""
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-        yield
+    """Within it the model is its reference: the adapter is off, or is the one that the run began with. A model without an adapter is as it is."""
+    if REFERENCE in getattr(model, "peft_config", {}):
+        trained = bool(trainable(model))
+        model.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(TRAINED, inference_mode=not trained)
+    else:
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+            yield
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over name, shape and fp32 value of every weight but the adapter's: the same for a base alone and under LoRA, in whatever
-    type its numbers are held."""
-    weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    """SHA-256 (hex) of the reference's weights: over those of the base, and over the adapter that the run began with where there is one."""
+    base, start = base_fingerprint(model), reference_fingerprint(model)
+    return base if start is None else sha256(f"{base} {start}".encode()).hexdigest()
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over name, shape and fp32 value of every weight but the adapters': the same for a base alone and under LoRA, in whatever
+    type its numbers are held. Of packed weights the packed bytes count, and what unpacks them."""
+    belongs = belongs_to_adapter(model)
+    weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not belongs(name)}
 
     def digest_one(item: tuple[str, torch.Tensor]) -> bytes:
         return digest(item[0], item[1].detach().to("cpu", torch.float32).contiguous().numpy())
@@ -226,10 +273,11 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: 
     take it.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    adapted = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}  # PEFT would put the base's own into an adapter of the head
+    # Of an adapter of the head PEFT would save the base's own embedding, too.
+    adapter = {"selected_adapters": [TRAINED], "save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     try:
         with writing(folder):
-            model.save_pretrained(temporary, **adapted)
+            model.save_pretrained(temporary, **adapter)
             tokenizer.save_pretrained(temporary)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             files = sorted(temporary.glob("*.safetensors"))
@@ -243,23 +291,34 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: 
     return hashes
 
 
-def load_trained(folder: Path, settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None) -> LoadedModel:
-    """What `save_trained` wrote: the adapter on the base that `settings` name, or the weights. Raises ModelError naming the folder."""
-    from peft import PeftModel
+def held_as(recipe: Recipe) -> dict[str, Any]:
+    """How `load_trained` has to hold the base of a run by this recipe, and which adapter is part of its reference."""
+    return {} if recipe.train.method == "full" else {"in_four_bits": recipe.train.method == "qlora", "start": recipe.adapter.start}
 
+
+def load_trained(
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    in_four_bits: bool = False,
+    start: str = "",
+) -> LoadedModel:
+    """What `save_trained` wrote: the adapter on the base that `settings` name, or the weights. `start` is the adapter that the run began with, if
+    any. Raises ModelError naming the folder."""
     if not (folder / "adapter_config.json").is_file():
         own = settings.model_copy(update={"name": str(folder.absolute()), "revision": None})
         return load_model(own, dtype=dtype, device=device)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: this adapter has no adapter_model.safetensors. Its run did not end, or it comes from another tool.")
-    loaded = load_model(settings, dtype=dtype, device=device)
-    try:
-        with _known_warnings_off():
-            adapted = PeftModel.from_pretrained(loaded.model, folder)
-        for parameter in adapted.parameters():  # autocast would round the adapter's fp32 weights alike, but at every call; buffers stay fp32
+    loaded = load_model(settings, dtype=dtype, device=device, in_four_bits=in_four_bits)
+    adapted = put_on(loaded.model, folder)
+    for name, parameter in adapted.named_parameters():  # autocast would round the adapter's fp32 weights alike, but at every call; buffers stay fp32
+        if parameter.is_floating_point() and "magnitude" not in name:  # by which DoRA multiplies, outside of what autocast rounds
             parameter.data = parameter.data.to(dtype)
-        loaded.model = adapted.eval()
-    except (RuntimeError, ValueError) as problem:
-        reason = " ".join(str(problem).split())[:400]
-        raise ModelError(f"{folder}: this adapter does not fit `{settings.name}` ({reason}).") from problem
+    if start:
+        start_files(start)
+        adapted = put_on(adapted, Path(start).expanduser(), name=REFERENCE)
+    loaded.model = adapted.eval()
     return loaded

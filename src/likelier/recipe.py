@@ -117,19 +117,25 @@ class ObjectiveSettings(Section):
 
 
 class AdapterSettings(Section):
-    """LoRA (Hu et al. 2021) on every linear layer but the head."""
+    """LoRA (Hu et al. 2021) on every linear layer but the head; docs/ways-to-train.md says which way when."""
 
     rank: Count = 16
     """Rank r of the update BA."""
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
     targets: str = "all-linear"
-    """Layers to adapt: `all-linear` or a comma-separated list of module names."""
+    """Layers to adapt: `all-linear` (all but the head) or a comma-separated list of module names."""
+    dora: bool = False
+    """DoRA (Liu et al. 2024): the length of each row of a weight is trained apart from its direction."""
+    rslora: bool = False
+    """rsLoRA (Kalajdzievski 2023): the update is scaled by alpha / √rank."""
+    start: str = ""
+    """Folder of a LoRA adapter (PEFT, safetensors) to continue. It is part of the reference and brings its own rank, alpha, targets, dora, rslora."""
 
 
 class TrainSettings(Section):
-    method: Literal["lora", "full"] = "lora"
-    """Train an adapter (the reference is the same weights with the adapter off) or all weights."""
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """Train an adapter (the reference is the same weights with the adapter off), an adapter on a base held in 4 bits, or all weights."""
     epochs: Positive = 1.0
     """Passes over the training pairs."""
     max_steps: Count | None = None
@@ -139,13 +145,17 @@ class TrainSettings(Section):
     tokens_per_batch: Count = 1024
     """Unique tokens that go through the model at once; a step is cut into as many batches as that takes. Changes memory and speed, not the result."""
     learning_rate: Positive | None = None
-    """Peak learning rate. None: 1e-4 for lora, 1e-6 for full."""
+    """Peak learning rate. None: 1e-4 for lora and qlora, 1e-6 for full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up; cosine and linear end at 0."""
     warmup: Fraction = 0.1
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """AdamW with its two moments in fp32, or in 8 bits (Dettmers et al. 2022; needs bitsandbytes)."""
+    bf16_weights: Literal["fp32-master", "stochastic-rounding"] = "fp32-master"
+    """Full fine-tuning in bf16: round fp32 masters into the model, or hold bf16 alone and round updates at random, right on average."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
     max_skipped_steps: CountOrZero = 3
@@ -165,7 +175,7 @@ class TrainSettings(Section):
 
     @property
     def peak_learning_rate(self) -> float:
-        return self.learning_rate or {"lora": 1e-4, "full": 1e-6}[self.method]
+        return self.learning_rate or {"lora": 1e-4, "qlora": 1e-4, "full": 1e-6}[self.method]
 
 
 class EvalSettings(Section):

@@ -49,6 +49,7 @@ def verify_run(run: RunDir) -> list[Check]:
             compare("recipe", manifest["recipe"], recipe.fingerprint()),
             *_check_data(recipe, manifest),
             _check_base(recipe, manifest),
+            *_check_start(recipe, manifest),
             *_check_saved(run, manifest),
             _check_metrics(run, manifest),
         ]
@@ -85,7 +86,9 @@ def _is_gone(source: str) -> bool:
 
 def _check_base(recipe: Recipe, manifest: dict[str, Any]) -> Check:
     """The fingerprint of the base weights, where they lie on this machine."""
-    what, said = "base weights", manifest["model"]["weights"]
+    what, said = "base weights", manifest["model"].get("base", manifest["model"]["weights"])
+    if "quantisation" in manifest["numerics"] and "base" not in manifest["model"]:
+        return Check(what, "not checked", "the run's are in 4 bits, and what they were made of was in no folder")
     folder = local_folder(recipe.model.name)
     if folder is None or not (folder / "config.json").is_file():
         return Check(what, "not checked", f"`{recipe.model.name}` is not in a folder on this machine")
@@ -97,6 +100,17 @@ def _check_base(recipe: Recipe, manifest: dict[str, Any]) -> Check:
     if found == said or (found and kind in AS_FILED):
         return compare(what, said, found)
     return Check(what, "not checked", f"the files of this kind of model ({kind}) do not say what its weights are once it is loaded")
+
+
+def _check_start(recipe: Recipe, manifest: dict[str, Any]) -> list[Check]:
+    """The files of the adapter that the run continued, if it continued one."""
+    folder = Path(recipe.adapter.start).expanduser()
+    checks = []
+    for name, said in manifest["model"].get("start", {}).items():
+        gone = not (folder / name).is_file()
+        what = f"start adapter's {name}"
+        checks.append(Check(what, "not checked", f"it is not in {folder} any more") if gone else compare(what, said, file_hash(folder / name)))
+    return checks
 
 
 def _check_saved(run: RunDir, manifest: dict[str, Any]) -> list[Check]:

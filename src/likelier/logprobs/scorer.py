@@ -91,8 +91,8 @@ class Scorer:
         else:
             with standard_attention(self.model):
                 hidden = self._decoder(**options, attention_mask=dense_masks(tree, self._decoder.config))
-        hidden_ED = hidden.last_hidden_state[0].index_select(0, tree.sources_E)
-        return token_logps(hidden_ED, self._head.weight, tree.targets_E, bias_V=self._head.bias)
+        hidden_ED, weight_VD, bias_V = through_adapter(self._head, hidden.last_hidden_state[0].index_select(0, tree.sources_E))
+        return token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
 
     @torch.no_grad()
     def score_all(self, sequences: Sequence[PromptResponse], *, tokens_per_batch: int) -> Iterator[tuple[list[int], list[Tensor]]]:
@@ -146,15 +146,23 @@ def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_
 
 @contextmanager
 def in_fp32(model: nn.Module) -> Iterator[None]:
-    """Within it all weights are fp32; afterwards they are the same numbers in the same type as before (widening loses nothing)."""
-    halves = [(parameter, parameter.dtype) for parameter in model.parameters() if parameter.dtype in (torch.bfloat16, torch.float16)]
+    """Within it all weights are fp32, and those in 4 bits are computed with in it; afterwards they are the same numbers in the same type as before
+    (widening loses nothing)."""
+    short = (torch.bfloat16, torch.float16)
+    halves = [(parameter, parameter.dtype) for parameter in model.parameters() if parameter.dtype in short]
+    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "compute_dtype", None) in short]
+    packed = [(layer, layer.compute_dtype) for layer in layers]
     try:
         for parameter, _ in halves:
             parameter.data = parameter.data.float()
+        for layer, _ in packed:
+            layer.compute_dtype = torch.float32
         yield
     finally:
         for parameter, dtype in halves:
             parameter.data = parameter.data.to(dtype)
+        for layer, dtype in packed:
+            layer.compute_dtype = dtype
 
 
 @contextmanager
@@ -198,13 +206,39 @@ def _dropout_rates(module: nn.Module) -> dict[str, float]:
     return {name: value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)}
 
 
-def _body_and_head(model: nn.Module) -> tuple[Any, nn.Linear]:
+def through_adapter(head: Any, hidden_ED: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states, weight and bias whose product are the head's logits. With LoRA of rank r on it, scaled by s, they are as wide as D + r:
+
+        hidden @ W.T + s · (hidden @ A.T) @ B.T  =  cat(hidden, s · hidden @ A.T) @ cat(W, B).T
+
+    W + s · BA would be one more matrix of the vocabulary's size in fp32, and rounding it to bf16 would round off what is small beside W.
+    """
+    if type(head) is nn.Linear:
+        return hidden_ED, head.weight, head.bias
+    base = head.base_layer
+    weight_VD = base.weight
+    for name in () if head.disable_adapters else head.active_adapters:
+        low_Er = head.lora_A[name](hidden_ED.to(head.lora_A[name].weight.dtype)) * head.scaling[name]
+        hidden_ED = torch.cat([hidden_ED, low_Er.to(hidden_ED.dtype)], dim=1)
+        weight_VD = torch.cat([weight_VD, head.lora_B[name].weight.to(weight_VD.dtype)], dim=1)
+    return hidden_ED, weight_VD, base.bias
+
+
+def _is_plain(head: Any) -> bool:
+    """Whether it is a linear layer, or one with LoRA on it, without DoRA or biases."""
+    if type(head) is nn.Linear:
+        return True
+    plain_lora = type(getattr(head, "base_layer", None)) is nn.Linear and hasattr(head, "lora_B") and not head.merged
+    return plain_lora and not (any(head.lora_variant) or any(head.lora_bias.values()) or any(head.lora_embedding_A))
+
+
+def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
     """The module that makes hidden states and the linear layer that makes logits of them. Raises ModelError where the two are not apart."""
     wrapped: Any = model
     causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     head = causal_lm.get_output_embeddings() if hasattr(causal_lm, "get_output_embeddings") else None
     body = getattr(causal_lm, "base_model", causal_lm)
-    if type(head) is not nn.Linear or body is causal_lm:
+    if not _is_plain(head) or body is causal_lm:
         raise ModelError(f"{type(causal_lm).__name__} has no plain linear head over its hidden states.")
     if getattr(causal_lm.config, "_attn_implementation", None) not in ("sdpa", NODE_ATTENTION):
         raise ModelError(f"{type(causal_lm).__name__} does not run transformers' sdpa attention.")

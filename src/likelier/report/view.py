@@ -72,7 +72,9 @@ class Sample:
 def subtitle(recipe: Recipe, manifest: Manifest) -> str:
     """What was trained on what: dpo on embedded:support, SmolLM2 (135M parameters), LoRA of rank 16."""
     model = manifest.get("model") or {}
-    method = f"LoRA of rank {recipe.adapter.rank}" if recipe.train.method == "lora" else "all weights"
+    adapter = (manifest.get("training") or {}).get("adapter") or recipe.adapter.model_dump()
+    kind = f"{'DoRA' if adapter['dora'] else 'LoRA'} of rank {adapter['rank']}"
+    method = {"lora": kind, "qlora": f"{kind} on 4 bits", "full": "all weights"}[recipe.train.method]
     size = f" ({_millions(model['parameters'])} parameters)" if model.get("parameters") else ""
     return f"{recipe.objective.name} on {', '.join(recipe.data.train)} · {model.get('name', recipe.model.name)}{size}, {method}"
 

@@ -1,6 +1,6 @@
 """Checkpoints: what a killed run needs to end as if it had not been killed.
 
-    checkpoints/step-000040/   weights.safetensors (what is trained, in fp32), optimizer.safetensors, state.json
+    checkpoints/step-000040/   weights.safetensors (what is trained, as its optimizer holds it), optimizer.safetensors, state.json
     checkpoints/best-000030/   weights.safetensors, state.json of the best held-out evaluation
 
 A checkpoint is written beside and renamed: there is a whole one or none, and what it names as the best stays until a later checkpoint is whole.
@@ -22,6 +22,7 @@ from torch import Tensor
 from likelier.errors import RunError
 from likelier.rundir import writing
 from likelier.train.master import MasterWeights
+from likelier.train.optimizer import restore_state, state_tensors
 
 RNG = "rng"
 
@@ -43,10 +44,7 @@ class State:
 
 def save(folder: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Write checkpoints/step-N, then drop older ones. Raises RunError, leaving earlier checkpoints whole, if the disk does not take it."""
-    names = list(weights.by_name)
-    tensors: dict[str, Tensor] = {RNG: torch.get_rng_state()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"{names[index]}/{key}": value for key, value in moments.items()}
+    tensors: dict[str, Tensor] = {RNG: torch.get_rng_state(), **state_tensors(weights, optimizer)}
     target = folder / f"step-{state.step:06d}"
     _write(target, {"weights": weights.by_name, "optimizer": tensors}, state)
     sweep(folder)
@@ -74,12 +72,7 @@ def restore(checkpoint: Path, weights: MasterWeights, optimizer: torch.optim.Opt
     weights.publish()
     tensors = load_file(checkpoint / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop(RNG))
-    numbers = {name: index for index, name in enumerate(weights.by_name)}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, moment = key.rpartition("/")
-        moments.setdefault(numbers[name], {})[moment] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    restore_state(weights, optimizer, tensors)
     return _read_state(checkpoint)
 
 

@@ -22,6 +22,7 @@ from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.checkpoint import State
 from likelier.train.master import MasterWeights
+from likelier.train.optimizer import make_optimizer
 from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
@@ -93,8 +94,7 @@ class Training:
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
-        rate, decay = self.settings.peak_learning_rate, self.settings.weight_decay
-        self.optimizer = torch.optim.AdamW(self.weights.parameters, lr=rate, weight_decay=decay, fused=True)
+        self.optimizer = make_optimizer(self.weights, self.settings)
 
     @property
     def ended(self) -> str:

@@ -5,6 +5,9 @@ roundings of fp32 ones; batches add up their gradients, and AdamW steps, in fp32
 
 The fp32 ones begin as the model's files hold them. Widened bf16 would all begin on a number of bf16, and no weight would move in the model until its
 updates add up to half the way to the next one; of weights between two numbers, some move at every step.
+
+Or there are no masters: with stochastic rounding (train/optimizer.py) the optimizer changes the bf16 weights themselves. Batches still add up their
+gradients in fp32.
 """
 
 from collections.abc import Mapping
@@ -21,13 +24,17 @@ PART = 2**20
 
 class MasterWeights:
     """The trainable weights of `model` in fp32, by name: itself where a weight is fp32 already (LoRA's, or a run in fp32), else the value in
-    `originals` (`models.original_weights`), of which it is the rounding, or without that a widened copy."""
+    `originals` (`models.original_weights`), of which it is the rounding, or without that a widened copy. With `rounded_at_random` there is no
+    master, and each weight is here as the model holds it."""
 
-    def __init__(self, model: nn.Module, originals: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, originals: Mapping[str, Tensor] | None = None, *, rounded_at_random: bool = False) -> None:
         self.by_name: dict[str, Tensor] = {}
         self._held: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # held in bf16, its master, that one's gradient
         for name, parameter in trainable(model).items():
             if parameter.dtype == torch.float32:
+                self.by_name[name] = parameter
+            elif rounded_at_random:
+                parameter.grad_dtype = torch.float32  # what each backward pass adds to
                 self.by_name[name] = parameter
             else:
                 original = parameter.detach() if originals is None else originals[name]
@@ -35,8 +42,10 @@ class MasterWeights:
                 self._held.append((parameter, self.by_name[name], torch.empty_like(parameter, dtype=torch.float32)))
 
     @classmethod
-    def of(cls, model: nn.Module, settings: ModelSettings) -> "MasterWeights":
+    def of(cls, model: nn.Module, settings: ModelSettings, bf16_weights: str = "fp32-master") -> "MasterWeights":
         """Those of a model loaded by `settings`, whose files are read again where bf16 has rounded what is trained."""
+        if bf16_weights == "stochastic-rounding":
+            return cls(model, rounded_at_random=True)
         rounded = any(parameter.dtype != torch.float32 for parameter in trainable(model).values())
         return cls(model, original_weights(settings) if rounded else None)
 

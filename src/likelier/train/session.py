@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from likelier.adapters import start_files
 from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
@@ -32,13 +34,17 @@ from likelier.models import (
     LoadedModel,
     add_adapter,
     as_reference,
+    base_fingerprint,
+    count_parameters,
     fingerprint,
     load_model,
     pick_device,
     pick_precision,
+    quantisation,
     recompute_activations,
     save_trained,
     trainable,
+    weights_dtype,
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
@@ -52,6 +58,8 @@ from likelier.train.progress import Progress
 from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
+from likelier.train.ways import packages, require_way, way
+from likelier.weights import filed_fingerprint
 
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
@@ -74,10 +82,11 @@ class Prepared:
     @property
     def numerics(self) -> dict[str, Any]:
         """What alters a reference's numbers beside its weights."""
-        dtype = next(p.dtype for name, p in self.policy.model.named_parameters() if "lora_" not in name)
+        packed = quantisation(self.policy.model)
         return {
             "precision": self.policy.precision,
-            "weights_dtype": str(dtype).removeprefix("torch."),
+            "weights_dtype": str(weights_dtype(self.policy.model)).removeprefix("torch."),
+            **({"quantisation": packed} if packed else {}),
             "device": self.policy.device.type,
             "engine": self.policy.engine,
             "torch": torch.__version__,
@@ -92,7 +101,8 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
-    loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device)
+    require_way(settings, precision)
+    loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
     for side in (train, held_out):
@@ -108,9 +118,9 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     for finding in audit["findings"]:
         if finding["verdict"] != "note":
             show.say(f"Audit, {finding['verdict']}: {finding['summary']}")
-    weights = fingerprint(loaded.model)
-    if settings.method == "lora":
+    if settings.method != "full":
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
+    weights = fingerprint(loaded.model)
     if settings.gradient_checkpointing:
         recompute_activations(loaded.model)
     parity = choose_engine(loaded.model, sequences_of(probe_examples(train.examples)), pad_id=encoder.end_token_id)
@@ -180,7 +190,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
                 computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
             digest = store.digest(everything)
         reference_seconds = time.perf_counter() - started
-        masters = MasterWeights.of(policy.model, recipe.model)
+        masters = MasterWeights.of(policy.model, recipe.model, settings.bf16_weights)
         sides = prepared.train.examples, prepared.held_out.examples
         state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop)
     finally:
@@ -282,26 +292,37 @@ def open_run(run: RunDir, prepared: Prepared) -> None:
 def make_manifest(prepared: Prepared) -> dict[str, Any]:
     """Provenance, as rundir.py lists it; `outcome` comes at the end."""
     recipe, model = prepared.recipe, prepared.policy.model
-    adapter = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     return {
         "likelier": version("likelier"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "peft")}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages(recipe.train)}},
         "recipe": recipe.fingerprint(),
         "data": {"train": prepared.train.summary(), "eval": prepared.held_out.summary()},
         "audit": prepared.audit,
         "model": {
             "name": prepared.loaded.name,
-            "parameters": sum(p.numel() for p in model.parameters()) - adapter,
+            "parameters": count_parameters(model),
             "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
             "weights": prepared.weights,
+            **_parts(prepared),
             "tokenizer": tokenizer_hash(prepared.loaded.tokenizer),
             "chat_template": template_hash(prepared.loaded.tokenizer, recipe.model.chat_template),
         },
+        "training": way(recipe, model, prepared.policy.precision),
         "numerics": {**prepared.numerics, "parity": {"largest_difference": prepared.parity.difference, "tolerance": TOLERANCE}},
         "outcome": None,
     }
+
+
+def _parts(prepared: Prepared) -> dict[str, Any]:
+    """What `weights` were made of, where they are not simply the base as its files hold it: `base`, the fingerprint of those files, and the files of
+    the adapter in `start`."""
+    model, start, folder = prepared.policy.model, prepared.recipe.adapter.start, Path(prepared.loaded.path)
+    parts: dict[str, Any] = {"start": start_files(start)} if start else {}
+    if "quantisation" in prepared.numerics:
+        return parts | ({"base": filed_fingerprint(folder, loaded_as=prepared.numerics["weights_dtype"])} if folder.is_dir() else {})
+    return parts | ({"base": base_fingerprint(model)} if start else {})
 
 
 def _announce(side: Side, show: Progress) -> None:
