@@ -6,6 +6,7 @@ trained one is saved, and it stands for itself: it loads on the plain base.
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from likelier.errors import ModelError
 from likelier.hashing import file_hash
 from likelier.recipe import AdapterSettings
 from likelier.weights import digest, fingerprint_of
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of lacking a kernel that `load_model` switches off
 
 TRAINED = "default"
 """PEFT's own name for a single adapter: its files say nothing of it."""

@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
-    require_way(settings, precision)
+    require_way(recipe, precision)
     loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     train, held_out = load_sides(recipe.data, encoder)
