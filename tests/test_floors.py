@@ -17,7 +17,7 @@ FLOORS = {
         ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "hashing", "section", "thresholds", "weights"], 0
     ),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["adapters", "audit", "logprobs", "models", "generation", "probes"], 2),
+    **dict.fromkeys(["adapters", "audit", "four_bits", "logprobs", "models", "generation", "probes"], 2),
     **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify"], 3),
     "pipeline": 4,
     "cli": 5,

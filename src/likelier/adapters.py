@@ -51,7 +51,7 @@ class Adapter:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # kinds of layers: their names without the layer's number
     dora: bool
     rslora: bool
 
@@ -61,10 +61,9 @@ def described(model: Any) -> Adapter | None:
     config = getattr(model, "peft_config", {}).get(TRAINED)
     if config is None:
         return None
-    targets = config.target_modules
-    return Adapter(
-        config.r, config.lora_alpha, (targets,) if isinstance(targets, str) else tuple(sorted(targets)), config.use_dora, config.use_rslora
-    )
+    named = config.target_modules
+    targets = (named,) if isinstance(named, str) else tuple(sorted({name.rsplit(".", 1)[-1] for name in named}))
+    return Adapter(config.r, config.lora_alpha, targets, config.use_dora, config.use_rslora)
 
 
 def belongs_to_adapter(model: nn.Module) -> Callable[[str], bool]:

@@ -24,6 +24,7 @@ from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import PreferenceExample
+from likelier.four_bits import quantisation
 from likelier.logprobs.pairs import sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
@@ -38,7 +39,6 @@ from likelier.models import (
     load_model,
     pick_device,
     pick_precision,
-    quantisation,
     recompute_activations,
     save_trained,
     trainable,
