@@ -17,7 +17,7 @@ FLOORS = {
         ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "hashing", "section", "thresholds", "weights"], 0
     ),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["adapters", "audit", "card", "changes", "logprobs", "models", "generation", "probes", "wording"], 2),
+    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "wording"], 2),
     **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify", "export"], 3),
     "pipeline": 4,
     "cli": 5,

@@ -6,6 +6,7 @@ trained one is saved, and it stands for itself: it loads on the plain base.
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from likelier.errors import ModelError
 from likelier.hashing import file_hash
 from likelier.recipe import AdapterSettings
 from likelier.weights import digest, fingerprint_of
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of lacking a kernel that `load_model` switches off
 
 TRAINED = "default"
 """PEFT's own name for a single adapter: its files say nothing of it."""
@@ -48,7 +51,7 @@ class Adapter:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # kinds of layers: their names without the layer's number
     dora: bool
     rslora: bool
 
@@ -58,10 +61,9 @@ def described(model: Any) -> Adapter | None:
     config = getattr(model, "peft_config", {}).get(TRAINED)
     if config is None:
         return None
-    targets = config.target_modules
-    return Adapter(
-        config.r, config.lora_alpha, (targets,) if isinstance(targets, str) else tuple(sorted(targets)), config.use_dora, config.use_rslora
-    )
+    named = config.target_modules
+    targets = (named,) if isinstance(named, str) else tuple(sorted({name.rsplit(".", 1)[-1] for name in named}))
+    return Adapter(config.r, config.lora_alpha, targets, config.use_dora, config.use_rslora)
 
 
 def belongs_to_adapter(model: nn.Module) -> Callable[[str], bool]:

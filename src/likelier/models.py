@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from likelier.adapters import (
     start_files,
 )
 from likelier.errors import ModelError
+from likelier.four_bits import compute_as_asked, loaded_in_four_bits, packing
 from likelier.hashing import file_hash
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, hub_name, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings, Recipe
@@ -74,7 +73,7 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
     logging.disable_progress_bar()
     path, device = locate(settings.name), device or pick_device()
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    held = _four_bits(dtype, device) if in_four_bits else {}
+    held = loaded_in_four_bits(dtype, device) if in_four_bits else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **held)
@@ -86,29 +85,8 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.dev
             "Give a hub name, a folder with config.json and safetensors weights, or a .gguf file."
         ) from problem
     model.name_or_path = hub_name(settings.name) or settings.name  # what an adapter's config calls its base: others have no such cache
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # a kernel of bitsandbytes that computes in bf16, and only where no gradient is wanted
-            module.support_avx512bf16_for_cpu = False
+    compute_as_asked(model)
     return LoadedModel(model.to(device).eval(), tokenizer, settings.name, path)
-
-
-def _four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """How QLoRA holds its base (Dettmers et al. 2023): 4-bit NormalFloat in blocks of 64, the blocks' scales in 8 bits; computed with in `dtype`."""
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise ModelError("train.method: qlora holds the base in 4 bits with bitsandbytes, which is not installed: pip install 'likelier[qlora]'")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": config, "device_map": {"": str(device)}}
-
-
-def quantisation(model: nn.Module) -> str | None:
-    """How the base's weights are packed: their number of bits and blocks, and what packed them. None where none is."""
-    states = [state for parameter in model.parameters() if (state := _packing(parameter)) is not None]
-    if not states:
-        return None
-    nested = f", scales in 8 bits in blocks of {states[0].state2.blocksize}" if states[0].nested else ""
-    return f"{states[0].quant_type} in blocks of {states[0].blocksize}{nested}, bitsandbytes {version('bitsandbytes')}"
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:
@@ -121,12 +99,7 @@ def count_parameters(model: nn.Module) -> int:
     """Numbers that the base has, however many of them are packed into one."""
     belongs = belongs_to_adapter(model)
     base = [parameter for name, parameter in model.named_parameters() if not belongs(name)]
-    return sum(parameter.numel() if (state := _packing(parameter)) is None else math.prod(state.shape) for parameter in base)
-
-
-def _packing(parameter: nn.Parameter) -> Any:
-    """What bitsandbytes keeps beside a packed weight; None of a plain one."""
-    return getattr(parameter, "quant_state", None)
+    return sum(parameter.numel() if (state := packing(parameter)) is None else math.prod(state.shape) for parameter in base)
 
 
 def original_weights(settings: ModelSettings) -> dict[str, torch.Tensor]:

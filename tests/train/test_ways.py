@@ -22,6 +22,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import load_trained
 from likelier.recipe import Recipe, parse_recipe
+from likelier.report.view import subtitle
 from likelier.rundir import RunDir
 from likelier.train import checkpoint
 from likelier.train.session import train_recipe
@@ -131,6 +132,9 @@ def test_it_learns_resumes_to_the_same_bits_and_loads_elsewhere(name, recipe, st
         assert told["adapter"]["rslora"] == WAYS[name].adapter.get("rslora", False)
         assert told["adapter"]["start"] == (recipe.adapter.start or None)
         assert told["adapter"]["rank"] == (4 if start else recipe.adapter.rank)
+    card, title = (whole.model / "README.md").read_text(), subtitle(recipe, manifest)
+    assert ("BitsAndBytesConfig" in card) == ("on 4 bits" in title) == (recipe.train.method == "qlora")
+    assert ("A DoRA adapter" in card) == ("DoRA of rank" in title) == bool(told["adapter"] and told["adapter"]["dora"])
     assert manifest["model"]["parameters"] == sum(parameter.numel() for parameter in built_model().parameters())
 
     interrupted(recipe, monkeypatch)
@@ -199,6 +203,11 @@ def test_what_makes_no_sense_is_refused_before_the_run_leaves_a_trace(recipe, mo
     for train in ({"method": "lora", "precision": "bf16"}, {"method": "full", "precision": "fp32"}, {"method": "full", "precision": "auto"}):
         with pytest.raises(RecipeError, match=r"train.bf16_weights: stochastic-rounding is for train.method: full in bf16"):
             train_recipe(changed(recipe, train={"bf16_weights": "stochastic-rounding", **train}))
+    with pytest.raises(RecipeError, match=r"adapter.start: train.method: full trains no adapter"):
+        train_recipe(changed(recipe, adapter={"start": str(tmp_path)}, train={"method": "full"}))
+    monkeypatch.setattr("likelier.train.session.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(ModelError, match=r"adapter.start: .*: there is no adapter_model.safetensors in it"):
+        train_recipe(changed(recipe, adapter={"start": str(tmp_path)}))
     monkeypatch.setattr("likelier.train.ways.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'likelier\[eight-bit\]'"):
         train_recipe(changed(recipe, train={"optimizer": "adamw-8bit"}))

@@ -26,6 +26,7 @@ from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
+from likelier.four_bits import quantisation
 from likelier.logprobs.examples import mismatched, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill, identity
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
@@ -40,7 +41,6 @@ from likelier.models import (
     load_model,
     pick_device,
     pick_precision,
-    quantisation,
     recompute_activations,
     save_trained,
     trainable,
@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
-    require_way(settings, precision)
+    require_way(recipe, precision)
     loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)

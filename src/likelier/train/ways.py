@@ -4,13 +4,18 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from likelier.adapters import described
+from likelier.adapters import described, start_files
 from likelier.errors import ModelError, RecipeError
 from likelier.recipe import Recipe, TrainSettings
 
 
-def require_way(settings: TrainSettings, precision: str) -> None:
-    """Raises RecipeError for settings that mean nothing at this precision, ModelError for a package that is not installed."""
+def require_way(recipe: Recipe, precision: str) -> None:
+    """Raises RecipeError for settings that mean nothing together, ModelError for a package that is not installed or an adapter that is not there."""
+    settings = recipe.train
+    if recipe.adapter.start and settings.method == "full":
+        raise RecipeError("adapter.start: train.method: full trains no adapter. Take lora or qlora, or merge the adapter into the base first.")
+    if recipe.adapter.start:
+        start_files(recipe.adapter.start)
     if settings.bf16_weights != "fp32-master" and (settings.method != "full" or precision != "bf16"):
         raise RecipeError(
             f"train.bf16_weights: {settings.bf16_weights} is for train.method: full in bf16. Here the method is {settings.method} and the precision "
