@@ -11,6 +11,7 @@ from likelier.model_files import EMBEDDED, embedded_gguf, hub_name
 from likelier.recipe import OBJECTIVES, Recipe
 from likelier.wording import UNKNOWN, count
 
+FOUR_BITS = "It was tuned on the base held in 4 bits (QLoRA), and is most like itself on a base that is loaded so."
 QUANTISED_BASE = "It was tuned on a GGUF file of the base, whose weights may be quantised."
 
 
@@ -23,9 +24,11 @@ def model_card(
     remarks: Sequence[str] = (),
 ) -> str:
     """Markdown with the front matter that model hubs read. `evaluation` is what eval.json holds; `remarks` are put at the top."""
-    title = f"{'An adapter for ' if adapter else ''}{base_name(recipe)}, tuned on preferences"
+    kind = f"A {'DoRA' if is_dora(recipe, manifest) else 'LoRA'} adapter for " if adapter else ""
+    title = f"{kind}{base_name(recipe)}, tuned on preferences"
     from_gguf = recipe.model.name.endswith(".gguf") or (recipe.model.name == EMBEDDED and embedded_gguf() is not None)
     quantised = [QUANTISED_BASE] if from_gguf else []
+    quantised += [FOUR_BITS] if adapter and recipe.train.method == "qlora" else []
     sections = [
         f"---\n{yaml.safe_dump(front_matter(recipe, adapter=adapter), sort_keys=False, allow_unicode=True)}---\n",
         f"# {title}\n",
@@ -37,6 +40,11 @@ def model_card(
         "## Provenance\n\n" + _table(("", ""), _provenance(manifest)),
     ]
     return "\n".join(sections)
+
+
+def is_dora(recipe: Recipe, manifest: Mapping[str, Any]) -> bool:
+    """Whether the adapter is a DoRA one, as it is and not as the recipe asks: a run that continues an adapter takes that one's kind."""
+    return bool(((manifest.get("training") or {}).get("adapter") or recipe.adapter.model_dump()).get("dora"))
 
 
 def front_matter(recipe: Recipe, *, adapter: bool) -> dict[str, Any]:
@@ -61,6 +69,8 @@ def loading(recipe: Recipe, *, adapter: bool) -> str:
     """Python that loads the model and has it answer. (AutoPeftModel is not in it: it cuts embeddings to the tokenizer's length.)"""
     base, revision = hub_name(recipe.model.name) or "path/to/the/base", recipe.model.revision
     options = f", revision={revision!r}" if revision else ""
+    four_bits = adapter and recipe.train.method == "qlora"
+    options += ", quantization_config=four_bits" if four_bits else ""
     model = (
         f"base = AutoModelForCausalLM.from_pretrained({base!r}{options})\nmodel = PeftModel.from_pretrained(base, folder)"
         if adapter
@@ -74,8 +84,9 @@ def loading(recipe: Recipe, *, adapter: bool) -> str:
     )
     lines = [
         *(["from peft import PeftModel"] if adapter else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if four_bits else ''}",
         "",
+        *(["four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)"] if four_bits else []),
         "folder = 'path/to/this/folder'",
         model,
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
