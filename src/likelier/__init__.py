@@ -19,6 +19,7 @@ _HOMES = {
     "make_objective": "likelier.objectives",
     "Scorer": "likelier.logprobs.scorer",
     "ReferenceStore": "likelier.logprobs.reference",
+    "plan_recipe": "likelier.train.plan",
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
     "write_report": "likelier.report",

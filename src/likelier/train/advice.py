@@ -191,9 +191,8 @@ def kto_balance(facts: Facts) -> Iterator[Advice]:
     if low <= balance <= high:
         return
     middle = (low + high) / 2
-    change = (
-        f"desirable_weight: {middle * for_bad * bad / good:.3g}" if balance < low else f"undesirable_weight: {for_good * good / bad / middle:.3g}"
-    )
+    for_few, for_many = middle * for_bad * bad / good, for_good * good / bad / middle
+    change = f"desirable_weight: {for_few:.3g}" if balance < low else f"undesirable_weight: {for_many:.3g}"
     reason = f"{good:,} good and {bad:,} bad replies weigh {balance:.2g} to 1, and KTO's paper wants {low:g} to {high:g}."
     yield Advice("kto-balance", Weight.WARNING, reason, f"objective.{change}")
 
@@ -230,9 +229,8 @@ def epochs(facts: Facts) -> Iterator[Advice]:
     """Preferences are learnt in 1 to 3 passes, and by heart in more."""
     if facts.epochs > 3:
         weight = Weight.WARNING if facts.records < SMALL or facts.epochs > 6 else Weight.REMARK
-        yield Advice(
-            "epochs", weight, f"{facts.epochs:.3g} passes over the same pairs: from the third on they are learnt by heart.", "train.epochs: 1 to 3"
-        )
+        reason = f"{facts.epochs:.3g} passes over the same records: from the third on they are learnt by heart."
+        yield Advice("epochs", weight, reason, "train.epochs: 1 to 3")
     elif facts.epochs < 0.9 and facts.records < 10_000:
         reason = f"The run ends after {facts.epochs:.2g} of a pass: some records are never seen."
         yield Advice("epochs", Weight.REMARK, reason, "train.epochs: 1, or train.max_steps larger")
@@ -270,9 +268,7 @@ def unread_margins(facts: Facts) -> Iterator[Advice]:
 def batch_below_longest(facts: Facts) -> Iterator[Advice]:
     """A batch cannot be smaller than one example."""
     if facts.longest > facts.tokens_per_batch:
-        reason = (
-            f"The largest example has {facts.longest:,} tokens, and a batch {facts.tokens_per_batch:,}: it goes through alone and sets the memory."
-        )
+        reason = f"The largest example has {facts.longest:,} tokens, a batch {facts.tokens_per_batch:,}: it goes through alone and sets the memory."
         rounded = 2 ** math.ceil(math.log2(facts.longest))
         yield Advice("batch", Weight.REMARK, reason, f"train.tokens_per_batch: {rounded}, or data.max_length smaller")
 

@@ -60,8 +60,9 @@ def estimate(model: nn.Module, *, engine: str, precision: str, checkpointing: bo
     changed = trainable(model).values()
     trained = sum(p.numel() for p in changed)
     held_narrow = sum(p.numel() for p in changed if p.dtype != torch.float32)
+    adapted = any("lora_" in name for name, _ in model.named_parameters())
     parts = [
-        Part("weights", f"{sum(p.numel() for p in model.parameters()):,} parameters", weights),
+        Part("weights", f"{sum(p.numel() for p in model.parameters()):,} parameters{', adapter included' * adapted}", weights),
         Part("masters", f"{held_narrow:,} trained in bf16 × 4", 4 * held_narrow),
         Part("gradients", f"{trained:,} trained × 4" + (f" + {held_narrow:,} × 2" if held_narrow else ""), 4 * trained + 2 * held_narrow),
         Part("optimizer", f"{trained:,} trained × 8", 8 * trained),
@@ -118,14 +119,16 @@ def _head_of(model: nn.Module) -> Any:
 
 def resident(device: torch.device) -> int:
     """Bytes that this process holds now: on a GPU in tensors, else resident in RAM."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    held: int = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return held
 
 
 def free(device: torch.device) -> int:
     """Bytes that this process could still take; within a container, of what it may."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    available = psutil.virtual_memory().available
+        unreserved, _ = torch.cuda.mem_get_info(device)
+        return unreserved + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    available: int = psutil.virtual_memory().available
     try:
         return min(available, int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):  # no such limit, or "max"

@@ -10,7 +10,6 @@ from likelier.examples import Example, LabelledExample
 from likelier.logprobs.examples import cut_examples, mismatched, replies_of, sequences_of
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
-from likelier.metrics import length_summary
 from likelier.model_files import cache_dir
 from likelier.models import trainable
 from likelier.objectives.table import TABLE, parse_sum
@@ -133,8 +132,8 @@ def in_store(reference: Reference) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """ "1 step", "2,000 steps"."""
-    return f"{number:,} {what if number == 1 else what + 's'}"
+    """ "1 step", "2,000 batches"."""
+    return f"{number:,} {what if number == 1 else what + ('es' if what.endswith('ch') else 's')}"
 
 
 def batch_tokens(batch: Sequence[Example], *, pads: bool) -> int:

@@ -45,19 +45,14 @@ def _lengths(seen: Outlook) -> Table:
 
 def _steps(seen: Outlook, recipe: Recipe) -> Table:
     schedule = seen.schedule
-    fewest, most = schedule.fewest_batches, schedule.most_batches
     table = _titled("Steps")
-    batches = count(most, "batch").replace("batchs", "batches")
-    table.add_row(
-        "steps",
-        f"{schedule.steps:,} of {count(schedule.pairs_per_step, 'record')}, {batches if fewest == most else f'{fewest} to {most} batches'} a step; "
-        f"{count(schedule.evaluations, 'evaluation')}",
-    )
-    epochs = max(schedule.epochs, 1e-9)
+    fewest, most = schedule.fewest_batches, schedule.most_batches
+    batches = count(most, "batch") if fewest == most else f"{fewest} to {most} batches"
+    evaluations = count(schedule.evaluations, "evaluation")
+    table.add_row("steps", f"{schedule.steps:,} of {count(schedule.pairs_per_step, 'record')}, {batches} a step; {evaluations}")
     shared = 1 - schedule.tokens / schedule.tokens_unshared
-    table.add_row(
-        "unique tokens", f"{schedule.tokens / epochs:,.0f} an epoch, {schedule.epochs:.3g} epochs; sharing what begins alike saves {shared:.0%}"
-    )
+    passes = f"{schedule.epochs:.3g} {'epoch' if schedule.epochs == 1 else 'epochs'}"
+    table.add_row("unique tokens", f"{schedule.tokens / schedule.epochs:,.0f} an epoch, {passes}; sharing what begins alike saves {shared:.0%}")
     table.add_row("largest batch", f"{schedule.largest_batch:,} tokens (train.tokens_per_batch: {recipe.train.tokens_per_batch:,})")
     if seen.dropped:
         named = [f"{name}: {reason}" for name, reason in list(seen.dropped.items())[:NAMED]]
@@ -73,6 +68,7 @@ def _memory(plan: Plan) -> Table:
     table.add_row("in all", "by arithmetic", Text(gigabytes(seen.memory_total), "bold"))
     if trial.fits:
         table.add_row("measured", f"the worst batch, {trial.worst_tokens:,} tokens, really tried", Text(gigabytes(trial.memory_peak), "bold"))
+        table.add_row("", "of it held before that, what loading left over included", gigabytes(trial.memory_before))
     elif trial.tokens_per_batch < trial.worst_tokens:
         tried = f"the worst batch, {trial.worst_tokens:,} tokens, did not fit; batches of {trial.tokens_per_batch:,} did"
         table.add_row("measured", Text(tried, "bold red"), gigabytes(trial.memory_peak))
@@ -93,9 +89,9 @@ def _time(plan: Plan) -> Table | Text:
             "evaluations", f"{seen.schedule.tokens_scored:,} tokens at {1 / trial.scoring.middle:,.0f} a second", duration(seconds["evaluations"])
         )
     if seen.reference:
-        left = f"; {seen.reference.tokens:,} tokens left" if seen.reference.tokens else ""
+        left = f"\n{seen.reference.tokens:,} tokens to score" if seen.reference.tokens else ""
         table.add_row("reference", in_store(seen.reference) + left, duration(seconds["reference"]) if left else "nothing")
-    table.add_row("in all", f"median of {trial.batches} batches timed here, and their range", Text(duration(seconds["in all"]), "bold"))
+    table.add_row("in all", f"by {count(trial.batches, 'batch')} timed now: median, range", Text(duration(seconds["in all"]), "bold"))
     return table
 
 
@@ -135,7 +131,6 @@ def _titled(title: str, *, numbers: bool = False) -> Table:
 def duration(seconds: Spread) -> str:
     """ "6 min (5 to 9)", all three in the unit of the greatest."""
     unit, size = next((unit, size) for unit, size in (("h", 3600), ("min", 60), ("s", 1)) if seconds.high >= 2 * size or size == 1)
-    low, middle, high = (
-        f"{value / size:.2g}" if value < 10 * size else f"{value / size:.0f}" for value in (seconds.low, seconds.middle, seconds.high)
-    )
+    values = [value / size for value in (seconds.low, seconds.middle, seconds.high)]
+    low, middle, high = (f"{value:.2g}" if value < 10 else f"{value:,.0f}" for value in values)
     return f"{middle} {unit}" if low == high else f"{middle} {unit} ({low} to {high})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from torch import Tensor
 
 from likelier.errors import lacks_memory
 from likelier.examples import Example, LabelledExample
@@ -71,7 +72,7 @@ def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batch
     """Time some of `batches`, drawn at random, then put the one with most unique tokens through forward and backward pass, with optimizer state
     and, where a step `accumulates` batches, gradients already there.
 
-    The optimizer really steps, one weight at a time, each put back before the next. On a CPU an allocation beyond what is free fails instead of
+    The optimizer really steps, some weights at a time, and they are put back before the next. On a CPU an allocation beyond what is free fails instead of
     ending the process.
     """
     sizes = [batch_tokens(batch, pads=policy.engine == "plain") for batch in batches]
@@ -147,20 +148,35 @@ def _gradients(task: Task, weights: MasterWeights, batch: list[Example]) -> None
 
 
 def _step_and_put_back(trial: Trial, weights: MasterWeights, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """Step every weight and put it back, one after the other, so that one copy of one weight is all that this adds. Notes the seconds; the
-    optimizers hold the moments."""
-    optimizers = []
-    for parameter in weights.parameters:
-        before = parameter.detach().clone()
-        optimizer = torch.optim.AdamW([parameter], lr=settings.peak_learning_rate, fused=True)
+    """Step the weights twice and put them back, in groups no larger than the largest weight, so that one copy of that is all that this adds. Notes
+    the seconds of the second step; the optimizers hold the moments."""
+    optimizers: list[torch.optim.Optimizer] = []
+    for group in _groups(weights.parameters):
+        before = [parameter.detach().clone() for parameter in group]
+        optimizer = torch.optim.AdamW(group, lr=settings.peak_learning_rate, fused=True)
         try:
+            optimizer.step()
             started = time.perf_counter()
             optimizer.step()
             trial.step += time.perf_counter() - started
         finally:
-            parameter.detach().copy_(before)
+            for parameter, value in zip(group, before, strict=True):
+                parameter.detach().copy_(value)
         optimizers.append(optimizer)
     return optimizers
+
+
+def _groups(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    largest = max(weight.numel() for weight in weights)
+    groups: list[list[Tensor]] = []
+    filled = largest
+    for weight in weights:
+        if filled + weight.numel() > largest:
+            groups.append([])
+            filled = 0
+        groups[-1].append(weight)
+        filled += weight.numel()
+    return groups
 
 
 def _good_replies(batch: Sequence[Example]) -> list[PromptResponse]:
