@@ -116,6 +116,8 @@ def test_the_worst_batch_is_the_one_with_most_unique_tokens_of_all_steps(recipe,
     assert tried.worst_tokens == seen.schedule.largest_batch == max(sizes) == trial.batch_tokens(scored[-1], pads=False)
     assert all(batch in batches for batch in scored)
     assert tried.batches == trial.BATCHES == len(scored) - 2
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    assert try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=False).batches == trial.FEWEST
 
 
 def test_a_plain_engine_pads(recipe, monkeypatch):

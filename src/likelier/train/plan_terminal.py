@@ -66,9 +66,9 @@ def _memory(plan: Plan) -> Table:
     for part in seen.memory:
         table.add_row(part.name, part.arithmetic, gigabytes(part.bytes))
     table.add_row("in all", "by arithmetic", Text(gigabytes(seen.memory_total), "bold"))
+    table.add_row("before", "held before the trial, freed memory too", gigabytes(trial.memory_before))
     if trial.fits:
         table.add_row("measured", f"the worst batch, {trial.worst_tokens:,} tokens, really tried", Text(gigabytes(trial.memory_peak), "bold"))
-        table.add_row("", "of it held before that, what loading left over included", gigabytes(trial.memory_before))
     elif trial.tokens_per_batch < trial.worst_tokens:
         tried = f"the worst batch, {trial.worst_tokens:,} tokens, did not fit; batches of {trial.tokens_per_batch:,} did"
         table.add_row("measured", Text(tried, "bold red"), gigabytes(trial.memory_peak))
@@ -91,7 +91,8 @@ def _time(plan: Plan) -> Table | Text:
     if seen.reference:
         left = f"\n{seen.reference.tokens:,} tokens to score" if seen.reference.tokens else ""
         table.add_row("reference", in_store(seen.reference) + left, duration(seconds["reference"]) if left else "nothing")
-    table.add_row("in all", f"by {count(trial.batches, 'batch')} timed now: median, range", Text(duration(seconds["in all"]), "bold"))
+    timed = f"by {count(trial.batches, 'batch')} timed now{': median, range' if trial.batches > 1 else ''}"
+    table.add_row("in all", timed, Text(duration(seconds["in all"]), "bold"))
     return table
 
 

@@ -29,8 +29,14 @@ from likelier.train.step import Task, add_gradients
 BATCHES = 5
 """Batches whose time is taken, after one that warms up."""
 
+GROUP = 2**24
+"""Numbers that the optimizer steps at once."""
+
+FEWEST = 3
+"""Batches whose time is taken however long that takes, where the run has as many."""
+
 SECONDS = 60.0
-"""No further batch is timed after so many seconds."""
+"""No further batch is begun after so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batch
     """Time some of `batches`, drawn at random, then put the one with most unique tokens through forward and backward pass, with optimizer state
     and, where a step `accumulates` batches, gradients already there.
 
-    The optimizer really steps, some weights at a time, and they are put back before the next. On a CPU an allocation beyond what is free fails instead of
-    ending the process.
+    The optimizer really steps, some weights at a time, and they are put back before the next. On a CPU an allocation beyond what is free fails
+    instead of ending the process.
     """
     sizes = [batch_tokens(batch, pads=policy.engine == "plain") for batch in batches]
     worst = max(range(len(batches)), key=sizes.__getitem__)
@@ -105,7 +111,7 @@ def _try(
     weights = MasterWeights(task.policy.model)
     try:
         _time(trial, task, store, weights, drawn)
-        optimizers = _step_and_put_back(trial, weights, settings)
+        optimizers = _step_and_put_back(trial, task.policy, weights, settings)
         if not accumulates:
             weights.forget_gradients()
         _score(task.policy, store, worst, settings.tokens_per_batch)
@@ -127,7 +133,7 @@ def _time(trial: Trial, task: Task, store: ReferenceStore, weights: MasterWeight
         _gradients(task, weights, batch)
         training.append((_now(task.policy) - started) / size)
         ends += [float(store[reply][-1]) for reply in _good_replies(batch)]
-        if len(training) > 1 and time.perf_counter() - began > SECONDS:
+        if len(training) > FEWEST and time.perf_counter() - began > SECONDS:
             break
     trial.batches = max(1, len(training) - 1)
     trial.training, trial.scoring = Spread.of(training[-trial.batches :]), Spread.of(scoring[min(1, len(scoring) - 1) :])
@@ -147,18 +153,18 @@ def _gradients(task: Task, weights: MasterWeights, batch: list[Example]) -> None
     add_gradients(task, weights, batch, point=task.point(batch, 0.0))
 
 
-def _step_and_put_back(trial: Trial, weights: MasterWeights, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """Step the weights twice and put them back, in groups no larger than the largest weight, so that one copy of that is all that this adds. Notes
-    the seconds of the second step; the optimizers hold the moments."""
+def _step_and_put_back(trial: Trial, policy: Scorer, weights: MasterWeights, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """Step the weights twice and put them back, group by group, so that the copy of one group is all that this adds. Notes the seconds of the second
+    step; the optimizers hold the moments."""
     optimizers: list[torch.optim.Optimizer] = []
     for group in _groups(weights.parameters):
         before = [parameter.detach().clone() for parameter in group]
         optimizer = torch.optim.AdamW(group, lr=settings.peak_learning_rate, fused=True)
         try:
             optimizer.step()
-            started = time.perf_counter()
+            started = _now(policy)
             optimizer.step()
-            trial.step += time.perf_counter() - started
+            trial.step += _now(policy) - started
         finally:
             for parameter, value in zip(group, before, strict=True):
                 parameter.detach().copy_(value)
@@ -167,11 +173,11 @@ def _step_and_put_back(trial: Trial, weights: MasterWeights, settings: TrainSett
 
 
 def _groups(weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    largest = max(weight.numel() for weight in weights)
+    """In their order, of at most GROUP numbers, or of one larger weight."""
     groups: list[list[Tensor]] = []
-    filled = largest
+    filled = GROUP
     for weight in weights:
-        if filled + weight.numel() > largest:
+        if filled + weight.numel() > GROUP:
             groups.append([])
             filled = 0
         groups[-1].append(weight)
