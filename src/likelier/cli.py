@@ -53,11 +53,14 @@ def plan(arguments: Sequence[str]) -> None:
         """Write the plan here, too; bytes and seconds are plain numbers."""
 
     options, recipe = _with_recipe("plan", "[--json FILE]", Options, arguments, plan.__doc__)
+    from likelier.data.files import refuse_input_as_output
     from likelier.errors import Refused
     from likelier.rundir import write_json
     from likelier.train.plan import plan_recipe
     from likelier.train.plan_terminal import show_plan
 
+    if options.json:
+        refuse_input_as_output(options.json, [arguments[0], *recipe.data.train, *recipe.data.eval])
     with _progress() as show:
         made = plan_recipe(recipe, show)
     show_plan(made, recipe)

@@ -332,6 +332,9 @@ def test_from_the_command_line(recipe, tmp_path, capsys, monkeypatch):
     told = capsys.readouterr()
     assert "does not fit into memory" in told.err
     assert "nothing could be measured" in told.out
+    assert main(["plan", str(path), "--json", str(path)]) == 2
+    assert recipe.to_yaml() == path.read_text()
+    capsys.readouterr()
     assert main(["plan"]) == 2
     assert "likelier plan RECIPE [--json FILE] [--section.name VALUE …]" in capsys.readouterr().err
     assert main(["plan", str(path), "--objective.target-margin", "1"]) == 2

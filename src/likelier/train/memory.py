@@ -159,7 +159,7 @@ class Peak:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.002):
+        while not self._done.wait(0.005):
             self.bytes = max(self.bytes, resident(self.device))
 
 

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -89,7 +90,7 @@ def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batch
         store = ReferenceStore(Path(folder), "plan")
         task = Task(policy, store if objective.needs_reference else None, objective, settings.tokens_per_batch, Progress())
         try:
-            with no_more_than(free(policy.device)):
+            with no_more_than(free(policy.device)) if policy.device.type == "cpu" else nullcontext():
                 _try(trial, task, store, settings, [(batches[i], sizes[i]) for i in drawn], batches[worst], accumulates=accumulates)
         except (RuntimeError, MemoryError) as problem:
             if not lacks_memory(problem):
