@@ -38,10 +38,8 @@ def test_help_lists_every_command(capsys):
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["convert", "--help"], ["split", "--help"], ["verify", "--help"], ["train", "--help"], ["plan", "--help"]]
-)
-def test_help_imports_no_torch(arguments):
+@pytest.mark.parametrize("command", ["", "convert", "split", "verify", "plan", "train"])
+def test_help_imports_no_torch(command):
     code = (
         "import sys\nfrom likelier.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit: pass\n"
