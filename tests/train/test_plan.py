@@ -145,6 +145,14 @@ def test_what_does_not_fit_is_said_with_what_takes_less(recipe, monkeypatch):
     assert "train.tokens_per_batch smaller" in plan.advice[0].change
 
 
+def test_no_memory_to_score_one_sequence_is_no_fit(recipe, monkeypatch):
+    prepared = prepare(recipe, Progress())
+    _, batches = outlook(prepared, None)
+    monkeypatch.setattr(Scorer, "token_logps", lambda *_: torch.empty(2**50))
+    tried = try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=False)
+    assert (tried.fits, tried.training) == (False, None)
+
+
 def test_what_fits_in_smaller_batches_says_so(recipe, monkeypatch, capsys):
     collect, calls = trial.MasterWeights.collect_gradients, []
     batches = trial.BATCHES + 1

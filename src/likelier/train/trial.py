@@ -12,7 +12,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from likelier.errors import lacks_memory
+from likelier.errors import ModelError, lacks_memory
 from likelier.examples import Example, LabelledExample
 from likelier.logprobs.examples import mismatched, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
@@ -92,8 +92,8 @@ def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batch
         try:
             with no_more_than(free(policy.device)) if policy.device.type == "cpu" else nullcontext():
                 _try(trial, task, store, settings, [(batches[i], sizes[i]) for i in drawn], batches[worst], accumulates=accumulates)
-        except (RuntimeError, MemoryError) as problem:
-            if not lacks_memory(problem):
+        except (RuntimeError, MemoryError, ModelError) as problem:  # a ModelError where not one sequence alone could be scored
+            if not (lacks_memory(problem) or isinstance(problem, ModelError)):
                 raise
     trial.memory_peak = peak.bytes
     return trial
