@@ -21,6 +21,7 @@ _HOMES = {
     "Scorer": "likelier.logprobs.scorer",
     "ReferenceStore": "likelier.logprobs.reference",
     "Trainer": "likelier.train.trainer",
+    "plan_recipe": "likelier.train.plan",
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
     "write_report": "likelier.report",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from likelier.allocator import keep_freed_memory
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 if TYPE_CHECKING:
+    from likelier.recipe import Recipe
     from likelier.thresholds import AuditSettings
     from likelier.train.progress import Progress
 
@@ -39,38 +41,56 @@ def demo(model: str = "embedded", out: str = "runs/demo") -> None:
         pipeline.demo(model=model, out=out, show=show)
 
 
-def train(arguments: Sequence[str]) -> None:
-    """Tune a model by a recipe; any setting can be given as --section.name VALUE. Goes on where an interrupted run stopped."""
-    import tyro
+def plan(arguments: Sequence[str]) -> None:
+    """Say before a run what it will take: token lengths, steps, memory, time, and advice on method and settings.
 
-    from likelier.recipe import Recipe, load_recipe, parse_recipe
-
-    path, rest = _leading_path(arguments, "likelier train RECIPE [--fresh] [--section.name VALUE …]")
-    loaded = load_recipe(path) if path else Recipe(data={"train": ("PAIRS.jsonl",)})  # type: ignore[arg-type]
+    The recipe's data are read and audited, its model is loaded, a few batches of its real steps are timed, and the one with most tokens goes through
+    forward and backward pass and an optimizer step; weights and run directory stay as they are. Exit code 1 if it does not fit into memory.
+    """
 
     @dataclass
-    class Command:
-        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    class Options:
+        json: Path | None = None
+        """Write the plan here, too; bytes and seconds are plain numbers."""
+
+    options, recipe = _with_recipe("plan", "[--json FILE]", Options, arguments, plan.__doc__)
+    from likelier.data.files import refuse_input_as_output
+    from likelier.errors import Refused
+    from likelier.rundir import write_json
+    from likelier.train.plan import plan_recipe
+    from likelier.train.plan_terminal import show_plan
+
+    if options.json:
+        refuse_input_as_output(options.json, [arguments[0], *recipe.data.train, *recipe.data.eval])
+    with _progress() as show:
+        made = plan_recipe(recipe, show)
+    show_plan(made, recipe)
+    if options.json:
+        write_json(options.json, made.as_dict())
+    if not made.fits:
+        raise Refused("the worst batch of this run does not fit into memory. What takes less stands at the head of the advice.")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Tune a model by a recipe; any setting can be given as --section.name VALUE. Goes on where an interrupted run stopped."""
+
+    @dataclass
+    class Options:
         fresh: bool = False
         """Remove an earlier run in the same folder first."""
-        accept: tuple[str, ...] = ()
-        """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
         report: bool = True
         """Evaluate and write the report when training has ended."""
 
-    command = tyro.cli(Command, prog="likelier train RECIPE", args=rest, default=Command(loaded), description=train.__doc__)
-    settings = command.recipe.model_dump(mode="json")
-    settings["audit"]["accept"] += command.accept
-    recipe = parse_recipe(settings, where=str(path))
+    options, recipe = _with_recipe("train", "[--fresh]", Options, arguments, train.__doc__)
     with _progress() as show:
-        if command.report:
+        if options.report:
             from likelier.pipeline import train_and_report
 
-            train_and_report(recipe, show=show, fresh=command.fresh)
+            train_and_report(recipe, show=show, fresh=options.fresh)
         else:
             from likelier.train.session import train_recipe
 
-            show.say(f"Model: {train_recipe(recipe, show=show, fresh=command.fresh).model}")
+            show.say(f"Model: {train_recipe(recipe, show=show, fresh=options.fresh).model}")
 
 
 def eval_(run: str) -> None:
@@ -243,6 +263,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fix": fix,
     "convert": convert,
     "split": split,
+    "plan": plan,
     "train": train,
     "eval": eval_,
     "report": report,
@@ -293,13 +314,34 @@ def _dispatch(name: str, arguments: list[str]) -> None:
 
     if name not in COMMANDS:
         raise RequestError(f"there is no command `{name}`.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
-    if name == "train":
-        train(arguments)
+    if name in ("plan", "train"):
+        COMMANDS[name](arguments)
         return
     import tyro
 
     command: Any = COMMANDS[name]
     tyro.cli(command, prog=f"likelier {name}", args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
+
+
+def _with_recipe(name: str, usage: str, options: Any, arguments: Sequence[str], description: str | None) -> tuple[Any, "Recipe"]:
+    """What `likelier NAME RECIPE …` was given: its own `options`, and the recipe with all settings that stand there."""
+    import tyro
+
+    from likelier.recipe import Recipe, load_recipe, parse_recipe
+
+    path, rest = _leading_path(arguments, f"likelier {name} RECIPE {usage} [--section.name VALUE …]")
+    loaded = load_recipe(path) if path else Recipe(data={"train": ("PAIRS.jsonl",)})  # type: ignore[arg-type]
+
+    @dataclass(kw_only=True)
+    class Command(options):
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+        accept: tuple[str, ...] = ()
+        """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
+
+    command = tyro.cli(Command, prog=f"likelier {name} RECIPE", args=rest, default=Command(recipe=loaded), description=cleandoc(description or ""))
+    settings = command.recipe.model_dump(mode="json")
+    settings["audit"]["accept"] += command.accept
+    return command, parse_recipe(settings, where=str(path))
 
 
 def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, list[str]]:

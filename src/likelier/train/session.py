@@ -54,6 +54,7 @@ from likelier.train.lock import sole_use
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
+from likelier.train.outlook import announce
 from likelier.train.progress import Progress
 from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
@@ -180,12 +181,12 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
     examples = [*prepared.train.examples, *prepared.held_out.examples]
     everything = [*sequences_of(examples), *mismatched(examples)]
     started = time.perf_counter()
-    store = None
     computed = 0
     digest = ""
     try:
-        if prepared.objective.needs_reference:
-            store = open_store(prepared, show)
+        store = open_store(prepared, show) if prepared.objective.needs_reference else None
+        announce(prepared, store, show)
+        if store is not None:
             with as_reference(policy.model):
                 computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
             digest = store.digest(everything)
