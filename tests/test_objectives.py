@@ -7,7 +7,7 @@ import math
 import pkgutil
 import re
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,7 @@ EVERY = [
     ("f-dpo", {"beta": 0.4, "divergence": "alpha", "divergence_alpha": 0.8}),
     ("wpo", {}),
     ("wpo", {"beta": 0.4}),
+    ("wpo", {"beta": 0.4, "alignment": "none"}),
     ("beta-dpo", {}),
     ("beta-dpo", {"beta": 0.4, "sensitivity": 0.3}),
     ("ipo", {}),
@@ -118,7 +119,12 @@ def values(lengths, seed, dtype=torch.float64):
 
 def made(dtype=torch.float64, *, reference=True, chosen=CHOSEN, rejected=REJECTED) -> Logps:
     sides = [
-        Responses(values(lengths, seed, dtype), values(lengths, seed + 2, dtype) if reference else None, torch.tensor(lengths, dtype=torch.int64))
+        Responses(
+            values(lengths, seed, dtype),
+            values(lengths, seed + 2, dtype) if reference else None,
+            torch.tensor(lengths, dtype=torch.int64),
+            values(lengths, seed + 4, dtype),
+        )
         for seed, lengths in enumerate((chosen, rejected))
     ]
     return Logps(*sides, point=POINT)
@@ -130,6 +136,7 @@ class Reply:
 
     policy: list[float]
     reference: list[float]
+    collisions: list[float] = field(default_factory=list)
 
     @property
     def p(self) -> float:
@@ -142,6 +149,10 @@ class Reply:
     @property
     def n(self) -> int:
         return len(self.policy)
+
+    def weight(self, alignment: str) -> float:
+        """The geometric mean of the tokens' probabilities, each divided by Σ_v π(v)² or not."""
+        return math.prod(math.exp(p - c * (alignment == "sampled")) for p, c in zip(self.policy, self.collisions, strict=True)) ** (1 / self.n)
 
     def cut(self, n: int, weight: float) -> float:
         """The log-ratio where tokens from the n-th on count `weight`."""
@@ -188,7 +199,7 @@ PAIRWISE = {
     "f-dpo": lambda w, lo, beta, divergence, divergence_alpha: nls(
         beta * slope(divergence, divergence_alpha, math.exp(w.ratio)) - beta * slope(divergence, divergence_alpha, math.exp(lo.ratio))
     ),
-    "wpo": lambda w, lo, beta: math.exp(w.p / w.n) * math.exp(lo.p / lo.n) * nls(beta * (w.ratio - lo.ratio)),
+    "wpo": lambda w, lo, beta, alignment: w.weight(alignment) * lo.weight(alignment) * nls(beta * (w.ratio - lo.ratio)),
     "ipo": lambda w, lo, beta, per_token: ((w.ratio / w.n - lo.ratio / lo.n if per_token else w.ratio - lo.ratio) - 1 / (2 * beta)) ** 2,
     "hinge": lambda w, lo, beta: max(0.0, 1 - beta * (w.ratio - lo.ratio)),
     "exo": lambda w, lo, beta, label_smoothing: exo_pair(sigma(beta * (w.ratio - lo.ratio)), label_smoothing),
@@ -251,10 +262,14 @@ REPLYWISE = {
 WITH_POINT = {"kto", "bco", "beta-dpo"}
 
 
+def per_token(side):
+    return side.policy_N, side.reference_N, torch.zeros_like(side.policy_N) if side.collisions_N is None else side.collisions_N
+
+
 def formula(name, logps, **hyperparameters):
     """The published formulas in plain Python."""
     sides = [
-        [Reply(p.tolist(), r.tolist()) for p, r in zip(side.policy_N.split(n), side.reference_N.split(n), strict=True)]
+        [Reply(p.tolist(), r.tolist(), c.tolist()) for p, r, c in zip(*(values.split(n) for values in per_token(side)), strict=True)]
         for side in (logps.chosen, logps.rejected)
         for n in [side.lengths_B.tolist()]
     ]
@@ -300,7 +315,7 @@ def test_every_loss_is_its_published_formula(name, given):
 def test_a_run_begins_with_the_loss_of_a_policy_at_its_reference(name, given):
     """What the loop's first-loss check expects, against the formula with the reference in the policy's place."""
     objective, logps = make_objective(name, **given), made()
-    still = Logps(*(Responses(side.reference_N, side.reference_N, side.lengths_B) for side in (logps.chosen, logps.rejected)))
+    still = Logps(*(replace(side, policy_N=side.reference_N) for side in (logps.chosen, logps.rejected)))
     expected = objective.losses(logps.with_policy_at_reference())
     assert expected.tolist() == pytest.approx(formula(name, still, **objective.hyperparameters), rel=1e-12)
 
@@ -310,7 +325,7 @@ def test_gradients_are_those_of_finite_differences_and_reach_every_token(name, g
     fixed, objective = made(), make_objective(name, **given)
 
     def losses(chosen, rejected):
-        chosen, rejected = (Responses(p, s.reference_N, s.lengths_B) for p, s in ((chosen, fixed.chosen), (rejected, fixed.rejected)))
+        chosen, rejected = (replace(s, policy_N=p) for p, s in ((chosen, fixed.chosen), (rejected, fixed.rejected)))
         return objective.losses(Logps(chosen, rejected, point=POINT))
 
     inputs = [side.policy_N.clone().requires_grad_() for side in (fixed.chosen, fixed.rejected)]
@@ -332,13 +347,13 @@ def test_constant_factors_have_no_gradient():
         sides = []
         for side in (logps.chosen, logps.rejected):
             inputs.append(side.policy_N.clone().requires_grad_())
-            sides.append(Responses(inputs[-1], side.reference_N, side.lengths_B))
+            sides.append(replace(side, policy_N=inputs[-1]))
         (weight_B * objective(Logps(*sides, point=POINT))).sum().backward()
         return torch.cat([tensor.grad for tensor in inputs])
 
     logps = made()
     weight_B = torch.exp(logps.chosen.policy_B / torch.tensor(CHOSEN) + logps.rejected.policy_B / torch.tensor(REJECTED))
-    assert gradient(lambda x: wpo(x, beta=0.3), 1.0).allclose(gradient(lambda x: dpo(x, beta=0.3), weight_B), rtol=1e-12, atol=0)
+    assert gradient(lambda x: wpo(x, beta=0.3, alignment="none"), 1.0).allclose(gradient(lambda x: dpo(x, beta=0.3), weight_B), rtol=1e-12, atol=0)
     mean = float((0.2 * (logps.chosen.log_ratio_B - logps.rejected.log_ratio_B)).mean())
     dynamic = 0.2 * (1 + 0.6 * (mean - (0.9 * POINT + 0.1 * mean)))
     assert gradient(lambda x: beta_dpo(x, beta=0.2), 1.0).allclose(gradient(lambda x: dpo(x, beta=dynamic), 1.0), rtol=1e-12, atol=0)
@@ -351,7 +366,7 @@ def test_losses_stay_finite_where_policy_and_reference_part(name, given):
     far, near = torch.full((6,), -3e4), torch.full((6,), -1e-4)
     for a, b in ((far, near), (near, far)):
         policy = [p.clone().requires_grad_() for p in (a, b)]
-        loss = make_objective(name, **given).losses(Logps(Responses(policy[0], b, lengths), Responses(policy[1], a, lengths)))
+        loss = make_objective(name, **given).losses(Logps(Responses(policy[0], b, lengths, near), Responses(policy[1], a, lengths, near)))
         loss.sum().backward()
         assert loss.isfinite().all()
         assert all(p.grad is None or p.grad.isfinite().all() for p in policy)

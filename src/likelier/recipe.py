@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from likelier.errors import RecipeError, did_you_mean
 from likelier.section import (
+    Alignment,
     BelowHalf,
     BetweenZeroAndOne,
     Count,
@@ -86,6 +87,8 @@ class ObjectiveSettings(Section):
     """f-dpo: reverse-kl (DPO), forward-kl, js or alpha."""
     divergence_alpha: BetweenZeroAndOne | None = None
     """f-dpo with `divergence: alpha`: from reverse KL (0) to forward KL (1)."""
+    alignment: Alignment | None = None
+    """wpo: what weights are divided by: sampled (Σ_v π(v)² of each token) or none."""
     temperature: PositiveFraction | None = None
     """DiscoPOP's τ: how sharply it goes from the logistic to the exponential loss."""
     sensitivity: NotNegative | None = None

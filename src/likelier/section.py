@@ -13,6 +13,7 @@ BetweenZeroAndHalf = Annotated[float, Field(gt=0, lt=0.5)]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Alignment = Literal["sampled", "none"]
 Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from likelier.logprobs import head
-from likelier.logprobs.head import token_logps
+from likelier.logprobs.head import collision_logps, token_logps
 
 E, D, V = 53, 17, 101
 ROW = 4 * V
@@ -213,3 +213,16 @@ def test_without_gradient_no_logits_are_kept_though_the_head_is_trainable():
     with torch.no_grad(), Live(1009, weight) as live:
         token_logps(hidden, weight, targets, bias_V=bias, working_bytes=7 * 4 * 1009)
     assert live.peak <= 3 * 7 * 4 * 1009
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("edges, working_bytes", [(1, None), (7, 4 * 97), (13, 4 * 97 * 5), (0, None)])
+def test_collisions_are_the_chance_that_two_draws_agree(edges, working_bytes, bias):
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(edges, 11, generator=generator), 2 * torch.randn(97, 11, generator=generator)
+    bias_V = torch.randn(97, generator=generator) if bias else None
+    found = collision_logps(hidden.requires_grad_(), weight, bias_V=bias_V, working_bytes=working_bytes)
+    probabilities = torch.nn.functional.linear(hidden, weight, bias_V).double().softmax(-1)
+    assert found.shape == (edges,)
+    assert not found.requires_grad
+    assert found.double().allclose(probabilities.square().sum(-1).log(), atol=1e-5)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from likelier.errors import ModelError
+from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.scorer import Scorer, in_fp32
 from likelier.logprobs.tree import PromptResponse, build_tree
 from likelier.models import add_adapter, as_reference, trainable
@@ -368,3 +369,18 @@ def test_a_step_costs_no_more_than_its_unique_tokens(prompts, per_prompt, lora, 
     plain = Scorer(model, engine="plain", precision="fp32")
     padded = flops_of(lambda: torch.cat(plain.token_logps(sequences)).sum().backward())
     assert padded > 1.4 * counted
+
+
+@pytest.mark.parametrize("engine", ["nodes", "mask", "plain"])
+def test_collisions_stand_where_the_log_probabilities_do(tiny, sequences, engine):
+    scorer = Scorer(tiny("llama"), engine=engine, precision="fp32")
+    logps, collisions = scorer.score(sequences, collisions=True)
+    truth = Scorer(tiny("llama"), engine="plain", precision="fp32")
+    for sequence, values, squares in zip(sequences, logps, collisions, strict=True):
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        with standard_attention(truth.model), torch.no_grad():
+            wanted = truth.model(ids).logits[0, len(sequence.prompt_ids) - 1 : -1].double().softmax(-1).square().sum(-1).log()
+        assert squares.shape == values.shape
+        assert squares.double().allclose(wanted, atol=1e-4)
+        assert not squares.requires_grad
+    assert scorer.score(sequences)[1] == []

@@ -33,16 +33,18 @@ def cut_examples(examples: Sequence[Example], tokens_per_batch: int) -> list[lis
     return [[examples[i] for i in batch] for batch in batches]
 
 
-def score_examples(policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, point: float = 0.0) -> Logps:
+def score_examples(
+    policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, point: float = 0.0, collisions: bool = False
+) -> Logps:
     """What objectives read of `examples`, scored as one batch; the reference's values come from its store. Gradients flow to the policy.
 
-    `point` is handed on (`Logps.point`). The order on each side is that of the examples.
+    `point` is handed on (`Logps.point`); `collisions` asks for `Responses.collisions_N`. The order on each side is that of the examples.
     """
     sequences = sequences_of(examples)
     good = [label for example in examples for label in _labels(example)]
-    values = policy.token_logps(sequences)
+    values, squares = policy.score(sequences, collisions=collisions)
     known = [reference[sequence].to(policy.device) for sequence in sequences] if reference is not None else None
-    chosen, rejected = (_side([i for i, label in enumerate(good) if label == side], values, known) for side in (True, False))
+    chosen, rejected = (_side([i for i, label in enumerate(good) if label == side], values, known, squares) for side in (True, False))
     margins = [example.margin or 0.0 for example in examples if isinstance(example, PreferenceExample)]
     return Logps(chosen, rejected, torch.tensor(margins, device=policy.device) if any(margins) else None, point=point)
 
@@ -56,11 +58,17 @@ def in_order_of_losses(examples: Sequence[Example], objective: Objective) -> lis
 
 @torch.no_grad()
 def score_all_examples(
-    policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, tokens_per_batch: int, point: float = 0.0
+    policy: Scorer,
+    reference: ReferenceValues | None,
+    examples: Sequence[Example],
+    *,
+    tokens_per_batch: int,
+    point: float = 0.0,
+    collisions: bool = False,
 ) -> Iterator[tuple[list[Example], Logps]]:
     """Any number of examples without gradient, batch by batch, each batch with the examples that it holds."""
     for batch in cut_examples(examples, tokens_per_batch):
-        yield batch, score_examples(policy, reference, batch, point=point)
+        yield batch, score_examples(policy, reference, batch, point=point, collisions=collisions)
 
 
 def estimate_kl(policy: Scorer, reference: ReferenceValues, examples: Sequence[Example], *, tokens_per_batch: int) -> float:
@@ -79,12 +87,14 @@ def _labels(example: Example) -> tuple[bool, ...]:
     return (example.label,) if isinstance(example, LabelledExample) else (True, False)
 
 
-def _side(members: Sequence[int], policy: Sequence[Tensor], reference: Sequence[Tensor] | None) -> Responses:
+def _side(members: Sequence[int], policy: Sequence[Tensor], reference: Sequence[Tensor] | None, squares: Sequence[Tensor]) -> Responses:
     device = policy[0].device
     lengths_B = torch.tensor([len(policy[i]) for i in members], dtype=torch.int64, device=device)
-    return Responses(
-        _joined([policy[i] for i in members], device), _joined([reference[i] for i in members], device) if reference else None, lengths_B
+    policy_N, reference_N, collisions_N = (
+        _joined([values[i] for i in members], device) if values else None for values in (policy, reference, squares)
     )
+    assert policy_N is not None
+    return Responses(policy_N, reference_N, lengths_B, collisions_N)
 
 
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:

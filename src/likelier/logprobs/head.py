@@ -40,18 +40,41 @@ def token_logps(
     pass is one matmul for the hidden states and one for the weight. With a frozen head (LoRA) even the first is made in the forward pass, and
     nothing of size V is kept. Gradients flow to hidden states, weight and bias. Extra memory ≤ 2 · working_bytes + SOFTMAX_BYTES + kept_bytes.
     """
-    device = hidden_ED.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_ED, weight_VD = hidden_ED.to(dtype), weight_VD.to(dtype)
-    weight_VD = weight_VD.to(hidden_ED.dtype)
-    bias_V = None if bias_V is None else bias_V.to(hidden_ED.dtype)
+    hidden_ED, weight_VD, bias_V = _in_one_type(hidden_ED, weight_VD, bias_V)
     kept_bytes = kept_bytes if torch.is_grad_enabled() else 0
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(hidden_ED.device.type, enabled=False):
         row_bytes = weight_VD.element_size() * weight_VD.shape[0]
-        rows = max(1, (working_bytes or WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) // row_bytes)
+        rows = _rows_at_once(weight_VD, working_bytes)
         logps_E: Tensor = _TokenLogps.apply(hidden_ED, weight_VD, bias_V, targets_E, rows, kept_bytes // row_bytes)
     return logps_E
+
+
+@torch.no_grad()
+def collision_logps(hidden_ED: Tensor, weight_VD: Tensor, *, bias_V: Tensor | None = None, working_bytes: int | None = None) -> Tensor:
+    """(E,) fp32 log Σ_v π(v)²: how likely two tokens drawn at one place are the same. No gradient. Equals, in blocks:
+
+    (2 * (hidden_ED @ weight_VD.T + bias_V).float().log_softmax(-1)).logsumexp(-1)
+    """
+    hidden_ED, weight_VD, bias_V = _in_one_type(hidden_ED, weight_VD, bias_V)
+    found = torch.empty(len(hidden_ED), dtype=torch.float32, device=hidden_ED.device)
+    with torch.autocast(hidden_ED.device.type, enabled=False):
+        for block in _blocks(len(hidden_ED), _rows_at_once(weight_VD, working_bytes)):
+            logits = F.linear(hidden_ED[block], weight_VD, bias_V).float()
+            found[block] = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+    return found
+
+
+def _in_one_type(hidden_ED: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The factors of the matmul in autocast's type where that is on, else in that of the hidden states."""
+    device = hidden_ED.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ED.dtype
+    return hidden_ED.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+
+
+def _rows_at_once(weight_VD: Tensor, working_bytes: int | None) -> int:
+    """Rows of a block of logits."""
+    most = working_bytes or WORKING_BYTES.get(weight_VD.device.type, WORKING_BYTES["cuda"])
+    return max(1, most // (weight_VD.element_size() * weight_VD.shape[0]))
 
 
 class _TokenLogps(torch.autograd.Function):

@@ -101,11 +101,24 @@ def dpo_loss(
 
 def plain_token_logps(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0) -> list[Tensor]:
     """For each sequence the (L,) fp32 log-probabilities of its response tokens, by padding and masking. Gradients flow."""
+    return plain_scores(model, sequences, pad_id=pad_id)[0]
+
+
+def plain_scores(
+    model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0, collisions: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`plain_token_logps`, and where `collisions` are asked for log Σ_v π(v)² at the same tokens, without gradient."""
     x, y, mask = (tensor.to(_device(model)) for tensor in _pad(sequences, pad_id))
     lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences], device=x.device)
     attention_mask = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
-    logps = _gathered_logps(logits_of(model, x, attention_mask.long()), y)
-    return [row[scored] for row, scored in zip(logps, mask, strict=True)]
+    logits = logits_of(model, x, attention_mask.long())
+    logps = _gathered_logps(logits, y)
+    squares = (2 * logits.detach().float().log_softmax(-1)).logsumexp(-1) if collisions else None
+    return _of_responses(logps, mask), [] if squares is None else _of_responses(squares, mask)
+
+
+def _of_responses(values_BT: Tensor, mask_BT: Tensor) -> list[Tensor]:
+    return [row[scored] for row, scored in zip(values_BT, mask_BT, strict=True)]
 
 
 def _gathered_logps(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

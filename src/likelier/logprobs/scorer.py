@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
-from likelier.logprobs.head import token_logps
-from likelier.logprobs.plain import plain_token_logps
+from likelier.logprobs.head import collision_logps, token_logps
+from likelier.logprobs.plain import plain_scores
 from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_batches
 
 Engine = Literal["nodes", "mask", "plain"]
@@ -74,25 +74,31 @@ class Scorer:
 
     def token_logps(self, sequences: Sequence[PromptResponse]) -> list[Tensor]:
         """For each sequence the (L,) fp32 log-probabilities of its response tokens, as one batch. Gradients flow."""
+        return self.score(sequences)[0]
+
+    def score(self, sequences: Sequence[PromptResponse], *, collisions: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """`token_logps`, and where `collisions` are asked for log Σ_v π(v)² at the same tokens, without gradient (`head.collision_logps`)."""
         with self._autocast(self.precision == "bf16"):
             if self.engine == "plain":
                 self.last_tokens = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences)
                 with standard_attention(self.model):
-                    return plain_token_logps(self.model, sequences, pad_id=self.pad_id)
+                    return plain_scores(self.model, sequences, pad_id=self.pad_id, collisions=collisions)
             tree = build_tree(sequences).to(self.device)
             self.last_tokens = len(tree)
-            values_E = self._edges(tree)
-        return [values_E[edges] for edges in tree.edges_S]
+            hidden_ED, weight_VD, bias_V = self._head_factors(tree)
+            logps_E = token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
+            collisions_E = collision_logps(hidden_ED, weight_VD, bias_V=bias_V) if collisions else None
+        return [logps_E[edges] for edges in tree.edges_S], [] if collisions_E is None else [collisions_E[edges] for edges in tree.edges_S]
 
-    def _edges(self, tree: Tree) -> Tensor:
+    def _head_factors(self, tree: Tree) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the logits of the scored edges are the product of: hidden states, weight and bias."""
         options: dict[str, Any] = {"input_ids": tree.tokens_T[None], "position_ids": tree.positions_T[None], "use_cache": False}
         if self.engine == "nodes":
             hidden = self._decoder(**options, tree_attention=NodeAttention(tree))
         else:
             with standard_attention(self.model):
                 hidden = self._decoder(**options, attention_mask=dense_masks(tree, self._decoder.config))
-        hidden_ED, weight_VD, bias_V = through_adapter(self._head, hidden.last_hidden_state[0].index_select(0, tree.sources_E))
-        return token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
+        return through_adapter(self._head, hidden.last_hidden_state[0].index_select(0, tree.sources_E))
 
     @torch.no_grad()
     def score_all(self, sequences: Sequence[PromptResponse], *, tokens_per_batch: int) -> Iterator[tuple[list[int], list[Tensor]]]:

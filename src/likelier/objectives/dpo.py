@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from likelier.objectives.logps import Logps, Responses
-from likelier.section import BelowHalf, BetweenZeroAndOne, Divergence, Fraction, NotNegative, Positive
+from likelier.section import Alignment, BelowHalf, BetweenZeroAndOne, Divergence, Fraction, NotNegative, Positive
 
 MOST_EXPONENT = 80.0
 """e to more than this is held at it: fp32 ends at 88."""
@@ -162,16 +162,19 @@ def f_score(side: Responses, divergence: Divergence, alpha: float) -> Tensor:
     return -torch.expm1((-alpha * log_ratio_B).clamp(max=MOST_EXPONENT)) / alpha
 
 
-def wpo(logps: Logps, *, beta: Positive = 0.01) -> Tensor:
-    """DPO weighted by how likely the policy is to write both responses (Zhou et al. 2024, eq. 1, with the length-normalised weight of section 3.2).
+def wpo(logps: Logps, *, beta: Positive = 0.01, alignment: Alignment = "sampled") -> Tensor:
+    """DPO weighted by how likely the policy is to write both responses itself (Zhou et al. 2024, eq. 1).
 
-        L = −w(y_w)·w(y_l)·log σ(βh),    w(y) = exp(log π(y)/|y|), held constant
+        L = −w(y_w)·w(y_l)·log σ(βh),    w(y) = exp(1/|y|·Σ_t log [π(y_t) / Σ_v π(v)²]), held constant
 
-    The alignment of weights of the paper's eq. 2 is left out.
+    Divided by Σ_v π(v)² (eq. 2, "sampled alignment"), what the policy samples itself has a weight of about 1, wherever it is sure and wherever it is
+    not; `alignment="none"` leaves that out (section 3.2).
 
     >>> from likelier.objectives import two_pairs
     >>> wpo(two_pairs())
+    tensor([0.0918, 0.1547])
+    >>> wpo(two_pairs(), alignment="none")
     tensor([0.0124, 0.0345])
     """
-    weight_B = torch.exp(logps.chosen.policy_mean_B + logps.rejected.policy_mean_B).detach()
-    return weight_B * dpo(logps, beta=beta)
+    chosen_B, rejected_B = (side.aligned_mean_B if alignment == "sampled" else side.policy_mean_B for side in (logps.chosen, logps.rejected))
+    return torch.exp(chosen_B + rejected_B).detach() * dpo(logps, beta=beta)

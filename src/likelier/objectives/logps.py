@@ -24,6 +24,7 @@ class Responses:
     policy_N: Tensor  # fp32, with gradient
     reference_N: Tensor | None  # fp32, constant
     lengths_B: Tensor  # int64, ≥ 1
+    collisions_N: Tensor | None = None  # fp32, constant: log Σ_v π(v)² where each token stands, for objectives that ask for it
 
     @cached_property
     def policy_B(self) -> Tensor:
@@ -48,6 +49,13 @@ class Responses:
         return self.policy_B / self.lengths_B
 
     @property
+    def aligned_mean_B(self) -> Tensor:
+        """(log π(y|x) − Σ_t log Σ_v π(v)²) / |y|: 0 on average for what the policy samples itself."""
+        if self.collisions_N is None:
+            raise ValueError("this objective needs log Σ π(v)² of each token, which was not asked for")
+        return self.policy_mean_B - _sums(self.collisions_N, self.lengths_B) / self.lengths_B
+
+    @property
     def drift_B(self) -> Tensor:
         """Mean absolute distance of policy from reference, in nats a token."""
         if self.reference_N is None:
@@ -56,7 +64,7 @@ class Responses:
 
     def with_policy_at_reference(self) -> "Responses":
         """The same side where the policy says what the reference says."""
-        return Responses(self.reference_N, self.reference_N, self.lengths_B) if self.reference_N is not None else self
+        return self if self.reference_N is None else replace(self, policy_N=self.reference_N)
 
     def with_tail_scaled(self, heads_B: Tensor, weight: float) -> "Responses":
         """The same side where each token after the first `heads_B` of its response counts `weight`, in the policy and in the reference."""
@@ -111,14 +119,17 @@ def two_pairs() -> Logps:
     >>> two_pairs().chosen.log_ratio_B, two_pairs().rejected.log_ratio_B
     (tensor([2., 0.]), tensor([-1.,  0.]))
     """
-    chosen = Responses(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-2.0, -2.0, -2.0]), torch.tensor([2, 1]))
-    return Logps(chosen, Responses(torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -1.0]), torch.tensor([1, 1])))
+    chosen = Responses(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-2.0, -2.0, -2.0]), torch.tensor([2, 1]), torch.tensor([-0.5, -0.5, -1.0]))
+    return Logps(chosen, Responses(torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -1.0]), torch.tensor([1, 1]), torch.tensor([-1.5, -0.5])))
 
 
 def _joined(parts: Sequence[Responses]) -> Responses:
-    references = [part.reference_N for part in parts if part.reference_N is not None]
-    lengths_B = torch.cat([part.lengths_B for part in parts])
-    return Responses(torch.cat([part.policy_N for part in parts]), torch.cat(references) if references else None, lengths_B)
+    def end_to_end(values: Sequence[Tensor | None]) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        return torch.cat(known) if known else None
+
+    policy_N, lengths_B = torch.cat([part.policy_N for part in parts]), torch.cat([part.lengths_B for part in parts])
+    return Responses(policy_N, end_to_end([p.reference_N for p in parts]), lengths_B, end_to_end([p.collisions_N for p in parts]))
 
 
 def _sums(values_N: Tensor, lengths_B: Tensor) -> Tensor:

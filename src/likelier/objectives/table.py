@@ -76,12 +76,18 @@ class Objective:
     point_follows: Callable[..., float] | None = None  # of a step's mean rewards and the hyperparameters: what `Logps.point` is a moving mean of
     given: Mapping[str, Any] = field(default_factory=dict)
     margin_scale: float = 0.0
+    terms: tuple["Objective", ...] = ()  # of a sum
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """Names and values, the function's own defaults included."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(self.given)
+
+    @property
+    def reads_collisions(self) -> bool:
+        """Whether it needs `Responses.collisions_N`."""
+        return self.hyperparameters.get("alignment") == "sampled" or any(term.reads_collisions for term in self.terms)
 
     def losses(self, logps: Logps) -> Tensor:
         """One loss a pair; of an unpaired objective one a reply, the good ones first."""
@@ -214,4 +220,5 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Objective]) -> Object
         point_is_kl=any(term.point_is_kl for term in terms),
         point_follows=leading.point_follows and partial(leading.point_follows, **leading.hyperparameters),
         margin_scale=max(term.margin_scale for term in terms),
+        terms=tuple(terms),
     )

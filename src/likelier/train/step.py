@@ -82,7 +82,7 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
 def _add_batch(
     task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, tally: Tally, step: Step, *, first: bool
 ) -> None:
-    logps = score_examples(task.policy, task.reference, batch, point=point)
+    logps = score_examples(task.policy, task.reference, batch, point=point, collisions=task.objective.reads_collisions)
     judged = in_order_of_losses(batch, task.objective)
     weights_B = torch.tensor([example.weight for example in judged], device=task.policy.device)
     losses_B = weights_B * task.objective.losses(logps)
@@ -102,7 +102,12 @@ def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) ->
     """Means over held-out examples, without gradient; None if a stop was asked for before the end."""
     tally = Tally(task.objective, pairs=all_pairs(examples))
     point = task.point(examples, moving)
-    batches = score_all_examples(task.policy, task.reference, examples, tokens_per_batch=task.tokens_per_batch, point=point)
+    batches = score_all_examples(
+        *(task.policy, task.reference, examples),
+        tokens_per_batch=task.tokens_per_batch,
+        point=point,
+        collisions=task.objective.reads_collisions,
+    )
     scored = list(task.stop.until(batches))
     if task.stop.requested:
         return None
