@@ -42,12 +42,8 @@ KTO = replace(SOUND, objective="kto", terms=("kto",), settings={**TABLE["kto"].h
 CASES = [
     ("memory", Weight.PROBLEM, "tokens_per_batch smaller", replace(SOUND, fits=False)),
     ("memory", Weight.PROBLEM, "train.method: qlora", replace(SOUND, fits=False)),
-    (
-        "memory",
-        Weight.PROBLEM,
-        "adamw-8bit, train.bf16_weights: stochastic-rounding, train.method: lora",
-        replace(FULL, fits=False, precision="bf16"),
-    ),
+    ("memory", Weight.PROBLEM, "train.optimizer: adamw-8bit, train.method: lora", replace(FULL, fits=False)),
+    ("memory", Weight.PROBLEM, "8bit, train.bf16_weights: stochastic-rounding, ", replace(FULL, fits=False, precision="bf16")),
     ("memory", Weight.WARNING, "gradient_checkpointing: true", replace(SOUND, fits=None, memory_needed=101)),
     ("reference-room", Weight.PROBLEM, "orpo or simpo", replace(SOUND, reference_bytes=101)),
     ("disk", Weight.PROBLEM, "out: a folder on another disk", replace(SOUND, disk_bytes=101)),
