@@ -6,8 +6,10 @@ import pytest
 
 from likelier.recipe import load_recipe, parse_recipe
 from likelier.rundir import RunDir
+from likelier.train.outlook import outlook
 from likelier.train.progress import Progress
 from likelier.train.session import prepare, train_recipe
+from likelier.train.trial import try_out
 from tests.train.conftest import model_folder  # noqa: F401
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -32,7 +34,7 @@ def test_the_promised_recipes_are_there():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_prepares_a_run(path, cache, model_folder, monkeypatch):  # noqa: F811
+def test_a_recipe_prepares_a_run_and_its_plan_fits(path, cache, model_folder, monkeypatch):  # noqa: F811
     monkeypatch.setenv("LIKELIER_CACHE", str(cache))
     recipe = without_hub(path, model={"name": str(model_folder)}, data={"max_length": 1024})
     assert recipe.out == f"runs/{path.stem}"
@@ -40,6 +42,8 @@ def test_a_recipe_prepares_a_run(path, cache, model_folder, monkeypatch):  # noq
     assert prepared.policy.engine == "nodes"
     assert len(prepared.train.examples) > 100
     assert len(prepared.held_out.examples) > 20
+    _, batches = outlook(prepared, None)
+    assert try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=True).fits
 
 
 @pytest.mark.slow

@@ -39,3 +39,16 @@ def quantisation(model: nn.Module) -> str | None:
 def packing(parameter: nn.Parameter) -> Any:
     """What bitsandbytes keeps beside a packed weight; None of a plain one."""
     return getattr(parameter, "quant_state", None)
+
+
+def true_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the weight, packed or not."""
+    state = packing(parameter)
+    return parameter.shape if state is None else torch.Size(state.shape)
+
+
+def held_bytes(parameter: nn.Parameter) -> int:
+    """Bytes that a weight takes; of a packed one with all that unpacks it."""
+    state = packing(parameter)
+    beside = [] if state is None else [value for value in state.as_dict(packed=False).values() if isinstance(value, torch.Tensor)]
+    return parameter.nbytes + sum(value.nbytes for value in beside)

@@ -1,6 +1,5 @@
 """Models: load, adapt, fingerprint, save. Weights are read and written as safetensors only; code that comes with a model runs only if asked."""
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from likelier.adapters import (
     start_files,
 )
 from likelier.errors import ModelError
-from likelier.four_bits import compute_as_asked, loaded_in_four_bits, packing
+from likelier.four_bits import compute_as_asked, loaded_in_four_bits, true_shape
 from likelier.hashing import file_hash
 from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf, hub_name, imported_folder
 from likelier.recipe import AdapterSettings, ModelSettings, Recipe
@@ -98,8 +97,7 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
 def count_parameters(model: nn.Module) -> int:
     """Numbers that the base has, however many of them are packed into one."""
     belongs = belongs_to_adapter(model)
-    base = [parameter for name, parameter in model.named_parameters() if not belongs(name)]
-    return sum(parameter.numel() if (state := packing(parameter)) is None else math.prod(state.shape) for parameter in base)
+    return sum(true_shape(parameter).numel() for name, parameter in model.named_parameters() if not belongs(name))
 
 
 def original_weights(settings: ModelSettings) -> dict[str, torch.Tensor]:

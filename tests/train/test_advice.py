@@ -36,10 +36,14 @@ SOUND = Facts(
     cache_free=100,
     disk_free=100,
 )
+FULL = replace(SOUND, method="full", learning_rate=1e-6)
 KTO = replace(SOUND, objective="kto", terms=("kto",), settings={**TABLE["kto"].hyperparameters}, paired=False)
 
 CASES = [
     ("memory", Weight.PROBLEM, "tokens_per_batch smaller", replace(SOUND, fits=False)),
+    ("memory", Weight.PROBLEM, "train.method: qlora", replace(SOUND, fits=False)),
+    ("memory", Weight.PROBLEM, "train.optimizer: adamw-8bit, train.method: lora", replace(FULL, fits=False)),
+    ("memory", Weight.PROBLEM, "8bit, train.bf16_weights: stochastic-rounding, ", replace(FULL, fits=False, precision="bf16")),
     ("memory", Weight.WARNING, "gradient_checkpointing: true", replace(SOUND, fits=None, memory_needed=101)),
     ("reference-room", Weight.PROBLEM, "orpo or simpo", replace(SOUND, reference_bytes=101)),
     ("disk", Weight.PROBLEM, "out: a folder on another disk", replace(SOUND, disk_bytes=101)),
@@ -54,6 +58,7 @@ CASES = [
     ("learning-rate", Weight.REMARK, "train.learning_rate: 0.0005", replace(SOUND, learning_rate=2e-3)),
     ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-4, method="full")),
     ("learning-rate", Weight.REMARK, "train.learning_rate: 5e-07", replace(SOUND, learning_rate=1e-7, method="full")),
+    ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-7, method="qlora")),
     ("beta", Weight.REMARK, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.6})),
     ("beta", Weight.REMARK, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.005})),
     ("beta", Weight.REMARK, "objective.beta: 2", replace(SOUND, terms=("simpo",), settings={"beta": 0.1}, usual_beta=2.0, needs_reference=False)),
@@ -88,6 +93,7 @@ SILENT = [
     replace(SOUND, settings={"beta": 0.5}, learning_rate=5e-6, method="full"),
     replace(SOUND, end_logp=None, fits=None, memory_free=None, chosen_length=None, cache_free=None, disk_free=None),
     replace(SOUND, pairs=150, learning_rate=1e-4),
+    replace(SOUND, pairs=150, learning_rate=1e-4, method="qlora"),
 ]
 
 
@@ -106,6 +112,16 @@ def test_the_weights_that_kto_is_advised_to_take_need_no_further_advice(good, ba
     mended = replace(facts, settings={**settings, name: float(value)})
     assert float(value) >= settings[name]
     assert not [advice for advice in advise(mended) if advice.rule == "kto-balance"]
+
+
+def test_what_is_done_already_is_no_way_to_take_less():
+    frugal = {"optimizer": "adamw-8bit", "recomputes": True, "fits": False, "disk_bytes": 101}
+    for facts in (replace(SOUND, method="qlora", **frugal), replace(FULL, bf16_weights="stochastic-rounding", precision="bf16", **frugal)):
+        told = " ".join(advice.change for advice in advise(facts))
+        for done in ("gradient_checkpointing", "adamw-8bit", "stochastic-rounding", "qlora"):
+            assert done not in told
+        assert ("train.method: lora" in told) == (facts.method == "full")
+    assert "stochastic-rounding" not in advise(replace(FULL, fits=False))[0].change  # in fp32
 
 
 def test_the_weightiest_stands_first():

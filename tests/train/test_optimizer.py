@@ -9,7 +9,7 @@ from torch import nn
 
 from likelier.recipe import TrainSettings
 from likelier.train.master import MasterWeights
-from likelier.train.optimizer import make_optimizer, restore_state, round_at_random, state_bytes, state_tensors, stream
+from likelier.train.optimizer import expected_state_bytes, make_optimizer, restore_state, round_at_random, state_bytes, state_tensors, stream
 
 CPU = torch.device("cpu")
 SIZES = (96, 64)  # 6,144 weights: from 4,096 on, moments are held in 8 bits
@@ -28,7 +28,7 @@ def layer(dtype: torch.dtype, value: float | None = None) -> nn.Linear:
 def built(model, **settings):
     settings = TrainSettings(learning_rate=1e-3, **settings)
     weights = MasterWeights(model, rounded_at_random=settings.bf16_weights == "stochastic-rounding")
-    return weights, make_optimizer(weights, settings)
+    return weights, make_optimizer(weights.parameters, settings)
 
 
 def steps(model, weights, optimizer, numbers):
@@ -159,6 +159,8 @@ def test_bytes_of_the_state_are_those_of_the_docs():
         model(torch.randn(2, 512)).sum().backward()
         optimizer.step()
         found[bits] = state_bytes(optimizer) / 512**2
+        tables = 2 * 256 * 4 if bits == "adamw-8bit" else 4
+        assert expected_state_bytes([512**2], TrainSettings(**settings)) == state_bytes(optimizer) - tables
     assert found["adamw"] == pytest.approx(8, abs=1e-3)
     assert found["adamw-8bit"] == pytest.approx(2 + 8 / 256 + 2 * 256 * 4 / 512**2, abs=1e-6)
 

@@ -1,8 +1,6 @@
 """Plans: what is counted is what training then counts, what is estimated is near what is measured, and trying leaves no trace."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -16,7 +14,6 @@ from likelier.models import fingerprint, trainable
 from likelier.rundir import RunDir
 from likelier.train import plan as plan_module
 from likelier.train import session, trial
-from likelier.train.memory import BatchSize, Peak, estimate, free, no_more_than, resident
 from likelier.train.outlook import announce, essence, outlook
 from likelier.train.plan import plan_recipe
 from likelier.train.plan_terminal import duration, show_plan
@@ -24,6 +21,8 @@ from likelier.train.progress import Progress
 from likelier.train.session import open_store, prepare, train_recipe
 from likelier.train.trial import Spread, try_out
 from tests.train.conftest import changed
+from tests.train.test_memory import EVERY_WAY
+from tests.train.test_ways import recipe_of, starts  # noqa: F401
 
 
 class Listener(Progress):
@@ -78,15 +77,18 @@ def test_the_store_is_asked_what_it_has(recipe):
     assert plan_recipe(recipe).seconds["reference"].high == 0
 
 
-@pytest.mark.parametrize("method, precision", [("lora", "fp32"), ("full", "fp32"), ("full", "bf16"), ("lora", "bf16")])
-def test_trying_leaves_every_bit_as_it_was(recipe, tmp_path, method, precision):
-    recipe = changed(recipe, train={"method": method, "precision": precision, "tokens_per_batch": 200, "weight_decay": 0.1, "learning_rate": 0.5})
+@pytest.mark.parametrize("name", EVERY_WAY)
+def test_trying_leaves_every_bit_as_it_was(name, recipe, starts, tmp_path, monkeypatch):  # noqa: F811
+    recipe = changed(recipe_of(EVERY_WAY[name], recipe, starts), train={"tokens_per_batch": 200, "weight_decay": 0.1, "learning_rate": 0.5})
+    stepped = []
+    make = trial.make_optimizer
+    monkeypatch.setattr(trial, "make_optimizer", lambda group, settings: stepped.append(make(group, settings)) or stepped[-1])
     prepared = prepare(recipe, Progress())
-    if method == "full":
+    if recipe.train.method == "full":
         next(iter(trainable(prepared.policy.model).values())).data[0, 0] = -0.0
     before, weights = bits(prepared.policy.model), fingerprint(prepared.policy.model)
     _, batches = outlook(prepared, None)
-    tried = try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=True)
+    tried = try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=True)
     assert tried.fits
     assert tried.step > 0
     assert bits(prepared.policy.model) == before
@@ -94,6 +96,10 @@ def test_trying_leaves_every_bit_as_it_was(recipe, tmp_path, method, precision):
     assert all(parameter.grad is None for parameter in prepared.policy.model.parameters())
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache" / "reference").exists()
+    assert {type(optimizer).__name__ for optimizer in stepped} == {OPTIMIZERS.get(name, "AdamW")}
+
+
+OPTIMIZERS = {"8bit-lora": "AdamW8bit", "8bit-masters": "AdamW8bit", "rounded": "RoundedAdamW", "rounded-8bit": "RoundedAdamW8bit"}
 
 
 def test_a_run_after_a_plan_is_the_run_without_one(recipe):
@@ -111,13 +117,13 @@ def test_the_worst_batch_is_the_one_with_most_unique_tokens_of_all_steps(recipe,
     recipe = changed(recipe, train={"tokens_per_batch": 150, "epochs": 3})
     prepared = prepare(recipe, Progress())
     seen, batches = outlook(prepared, None)
-    tried = try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=False)
+    tried = try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=False)
     sizes = [trial.batch_tokens(batch, pads=False) for batch in batches]
     assert tried.worst_tokens == seen.schedule.largest_batch == max(sizes) == trial.batch_tokens(scored[-1], pads=False)
     assert all(batch in batches for batch in scored)
     assert tried.batches == trial.BATCHES == len(scored) - 2
     monkeypatch.setattr(trial, "SECONDS", 0.0)
-    assert try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=False).batches == trial.FEWEST
+    assert try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=False).batches == trial.FEWEST
 
 
 def test_a_plain_engine_pads(recipe, monkeypatch):
@@ -149,7 +155,7 @@ def test_no_memory_to_score_one_sequence_is_no_fit(recipe, monkeypatch):
     prepared = prepare(recipe, Progress())
     _, batches = outlook(prepared, None)
     monkeypatch.setattr(Scorer, "token_logps", lambda *_: torch.empty(2**50))
-    tried = try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=False)
+    tried = try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=False)
     assert (tried.fits, tried.training) == (False, None)
 
 
@@ -176,79 +182,6 @@ def test_other_errors_are_not_called_a_lack_of_memory(recipe, monkeypatch):
     monkeypatch.setattr(trial, "add_gradients", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         plan_recipe(recipe)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere allocations are not held back")
-def test_an_allocation_beyond_what_is_free_fails():
-    with no_more_than(50 * 2**20):
-        torch.ones(2**20)
-        with pytest.raises(RuntimeError, match="can't allocate memory"):
-            torch.ones(2**30)
-    torch.ones(2**26)
-
-
-def test_a_peak_is_seen():
-    with Peak(torch.device("cpu")) as peak:
-        before = resident(torch.device("cpu"))
-        torch.ones(2**25)
-    assert before + 2**26 < peak.bytes < before + 2**29
-    assert free(torch.device("cpu")) > 2**27
-
-
-MEASURE = """
-import sys, torch
-from likelier.recipe import load_recipe
-from likelier.train.plan import plan_recipe
-torch.set_num_threads(1)
-for path in sys.argv[1:]:
-    plan = plan_recipe(load_recipe(path))
-    peak, before = plan.trial.memory_peak, plan.trial.memory_before
-    print(plan.outlook.memory_total, peak, plan.outlook.facts.memory_needed, peak - before)
-"""
-
-
-def test_the_estimate_is_near_what_is_measured(recipe, tmp_path):
-    """In a process of its own, within a factor of 1.4 in all, which for the tiny model is the program alone; of what a step adds, within 2."""
-    tiny, middling = tmp_path / "tiny.yaml", tmp_path / "middling.yaml"
-    tiny.write_text(recipe.to_yaml())
-    larger = changed(recipe, model={"name": str(middling_model(tmp_path))}, train={"method": "full", "pairs_per_step": 8, "max_steps": 3})
-    middling.write_text(larger.to_yaml())
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tiny), str(middling)], capture_output=True, text=True, check=True)
-    (estimated, measured, *_), (larger_estimated, larger_measured, adds, added) = [list(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert 1 / 1.4 < estimated / measured < 1.4
-    assert 1 / 1.4 < larger_estimated / larger_measured < 1.4
-    assert adds > 2e8
-    assert 0.5 < adds / added < 2
-
-
-def middling_model(tmp_path):
-    import transformers
-
-    from tests.conftest import built_tokenizer
-
-    config = transformers.LlamaConfig(
-        vocab_size=4096, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, bos_token_id=None, eos_token_id=2
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "middling")
-    built_tokenizer().save_pretrained(tmp_path / "middling")
-    return tmp_path / "middling"
-
-
-def test_the_arithmetic_of_the_estimate(chat_model):
-    """2 layers of width 32, 4 heads of 8 and 2 of keys, inner width 48; head of 320 × 32, untied."""
-    sums = {"precision": "fp32", "engine": "nodes", "checkpointing": False}
-    parts = {part.name: part.bytes for part in estimate(chat_model, batch=BatchSize(100, 50), **sums)}
-    parameters = sum(parameter.numel() for parameter in chat_model.parameters())
-    a_layer = (32 + 32) + 2 * (32 + 16) + (32 + 32) + 2 * (32 + 48) + (48 + 32)
-    logits = 4 * 50 * 320
-    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * parameters, 4 * parameters, 8 * parameters)
-    assert parts["activations"] == 100 * 4 * (2 * a_layer + a_layer)
-    assert parts["head"] == logits + 4 * logits + 4 * 320 * 32
-    frugal = {part.name: part.bytes for part in estimate(chat_model, batch=BatchSize(100, 50), **{**sums, "checkpointing": True})}
-    assert frugal["activations"] == 100 * 4 * (2 * 32 + 2 * a_layer)
-    half = {part.name: part.bytes for part in estimate(chat_model.bfloat16(), batch=BatchSize(100, 50), **{**sums, "precision": "bf16"})}
-    assert (half["weights"], half["masters"], half["gradients"]) == (2 * parameters, 4 * parameters, 6 * parameters)
-    assert half["activations"] == 100 * 3 * a_layer * 2 + 100 * (2 * 5 * 32 + 5 * 32)
 
 
 def test_training_says_the_essence_in_five_lines_and_scores_nothing_for_it(recipe, monkeypatch):

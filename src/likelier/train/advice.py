@@ -38,7 +38,7 @@ class Facts:
     usual_beta: float | None  # the default of the first term that has one
     paired: bool
     needs_reference: bool
-    method: str  # lora or full
+    method: str  # lora, qlora or full
     learning_rate: float
     epochs: float  # passes over the training records that the steps make
     steps: int
@@ -53,6 +53,10 @@ class Facts:
     max_length: int = 0
     chosen_length: float | None = None  # mean tokens
     rejected_length: float | None = None
+    optimizer: str = "adamw"  # and the next two as in the recipe
+    bf16_weights: str = "fp32-master"
+    recomputes: bool = False  # train.gradient_checkpointing
+    precision: str = "fp32"  # or bf16: what `auto` became
     findings: Mapping[str, str] = field(default_factory=dict)  # check of the audit → verdict
     parameters: int = 0  # of the model
     has_template: bool = True  # whether the tokenizer brings a chat template
@@ -82,7 +86,8 @@ WRITING_RATES = (5e-7, 2e-5)
 """Those of objectives with a supervised term, which take what supervised fine-tuning takes: up to 2e-5; 8e-6 in ORPO's paper."""
 
 LORA_RATES = (5e-6, 5e-4)
-"""LoRA takes about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret"); recipes lie between 5e-6 and 5e-4."""
+"""LoRA takes about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret"); recipes lie between 5e-6 and 5e-4.
+A base in 4 bits takes the same: 1e-4 to 2e-4 in QLoRA's paper (Dettmers et al. 2023, appendix B)."""
 
 WRITING = {"orpo", "cpo", "sft", "rpo"}
 """Objectives with a supervised term."""
@@ -105,16 +110,27 @@ DROPPED_SHARE = 0.05
 KTO_BALANCE = (1.0, 1.5)
 """λ_D·n_good over λ_U·n_bad (Ethayarajh et al. 2024, eq. 9)."""
 
-LESS_MEMORY = "train.tokens_per_batch smaller, train.gradient_checkpointing: true, train.method: lora, or data.max_length smaller"
+
+def less_memory(facts: Facts) -> str:
+    """What takes less memory and is not done yet: first what changes nothing, then other ways to train, then other data."""
+    full = facts.method == "full"
+    ways = {
+        "train.gradient_checkpointing: true": not facts.recomputes,
+        "train.optimizer: adamw-8bit": full and facts.optimizer == "adamw",
+        "train.bf16_weights: stochastic-rounding": full and facts.precision == "bf16" and facts.bf16_weights == "fp32-master",
+        "train.method: lora": full,
+        "train.method: qlora": facts.method == "lora",
+    }
+    return ", ".join(["train.tokens_per_batch smaller", *(way for way, helps in ways.items() if helps), "or data.max_length smaller"])
 
 
 def memory(facts: Facts) -> Iterator[Advice]:
     """The worst batch did not fit, or arithmetic says that it will not."""
     if facts.fits is False:
-        yield Advice("memory", Weight.PROBLEM, "The worst batch of the run was tried and did not fit into memory.", LESS_MEMORY)
+        yield Advice("memory", Weight.PROBLEM, "The worst batch of the run was tried and did not fit into memory.", less_memory(facts))
     elif facts.fits is None and facts.memory_needed and facts.memory_free is not None and facts.memory_needed > facts.memory_free:
         reason = f"By arithmetic the run takes {gigabytes(facts.memory_needed)} more, and {gigabytes(facts.memory_free)} are free."
-        yield Advice("memory", Weight.WARNING, reason, LESS_MEMORY)
+        yield Advice("memory", Weight.WARNING, reason, less_memory(facts))
 
 
 def disk(facts: Facts) -> Iterator[Advice]:
@@ -128,7 +144,7 @@ def disk(facts: Facts) -> Iterator[Advice]:
         )
     if facts.disk_free is not None and facts.disk_bytes > facts.disk_free:
         reason = f"Checkpoints and model take up to {gigabytes(facts.disk_bytes)}, and {gigabytes(facts.disk_free)} are free where the run goes."
-        yield Advice("disk", Weight.PROBLEM, reason, "out: a folder on another disk; or train.method: lora")
+        yield Advice("disk", Weight.PROBLEM, reason, "out: a folder on another disk" + "; or train.method: lora" * (facts.method == "full"))
 
 
 def labels_and_objective(facts: Facts) -> Iterator[Advice]:
@@ -199,7 +215,7 @@ def kto_balance(facts: Facts) -> Iterator[Advice]:
 
 def learning_rate(facts: Facts) -> Iterator[Advice]:
     """Outside the usual range; far outside it is a warning."""
-    usual = LORA_RATES if facts.method == "lora" else WRITING_RATES if WRITING & {*facts.terms} else FULL_RATES
+    usual = LORA_RATES if facts.method != "full" else WRITING_RATES if WRITING & {*facts.terms} else FULL_RATES
     if within(facts.learning_rate, usual):
         return
     low, high = usual
@@ -240,7 +256,7 @@ def small_set(facts: Facts) -> Iterator[Advice]:
     """Few records: an adapter, a low rate, one to three passes."""
     if facts.records >= SMALL:
         return
-    _, high = LORA_RATES if facts.method == "lora" else FULL_RATES
+    _, high = FULL_RATES if facts.method == "full" else LORA_RATES
     changes = [
         *(["train.method: lora"] if facts.method == "full" else []),
         *([f"train.learning_rate below {high / 5:g}"] if facts.learning_rate > high / 5 else []),

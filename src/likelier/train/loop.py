@@ -94,7 +94,7 @@ class Training:
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.weights, self.settings)
+        self.optimizer = make_optimizer(self.weights.parameters, self.settings)
 
     @property
     def ended(self) -> str:

@@ -2,14 +2,17 @@
 
 With T tokens and E scored edges in a batch, a bytes a number of the forward pass (4 in fp32, 2 in bf16), P parameters and Q trainable ones:
 
-    weights        P numbers as they are held
-    masters        4Q where the weights are trained in bf16, else none (train/master.py)
-    gradients      4Q, and 2Q more in bf16, where a backward pass makes them before they are added up
-    optimizer      8Q: two moments of AdamW
+    weights        P numbers as they are held: in 4 bits with their blocks' scales, and with both copies of an adapter that is continued
+    masters        4Q where weights held in bf16 are trained, none with stochastic rounding (train/master.py)
+    gradients      4Q, and 2Q more beside masters, where a backward pass makes them in bf16 before they are added up
+    optimizer      8Q: two moments of AdamW; in 8 bits 2.03Q (train/optimizer.py)
     activations    T · [a · Σ (inputs + outputs of a linear layer) + (4 − a) · Σ (widths of norms, which compute in fp32)], and as much again for
-                   one layer, whose gradients stand beside them. With gradient checkpointing T · a · layers · width, and both for one layer.
+                   one layer, whose gradients stand beside them. DoRA keeps 2a · T · Σ outputs more. With gradient checkpointing
+                   T · a · layers · width, and both for one layer.
+    one weight     the largest linear one as a pass uses it: a bytes a number where it is unpacked, 3a where DoRA works out its norm
     head           what logprobs/head.py keeps for the backward pass: slopes min(a·E·V, KEPT_BYTES), or with a frozen head a·E·D,
                    blocks of logits while it works, and a second gradient of its weight before the two are added
+    step           what the optimizer needs while it steps the largest trained weight, as far as that is more than the passes need
     program        interpreter and libraries on a CPU: PROGRAM
 
 Σ over linear layers stands for what they keep: inputs, and outputs that attention and the activation function keep. It is exact to about a fifth for
@@ -27,8 +30,12 @@ import psutil
 import torch
 from torch import nn
 
+from likelier.adapters import belongs_to_adapter
+from likelier.four_bits import held_bytes, packing, true_shape
 from likelier.logprobs.head import KEPT_BYTES, SOFTMAX_BYTES, WORKING_BYTES
-from likelier.models import trainable
+from likelier.models import count_parameters, trainable
+from likelier.recipe import TrainSettings
+from likelier.train.optimizer import expected_state_bytes, step_bytes
 
 PROGRAM = 600 * 10**6
 """Resident bytes of Python with torch, transformers and peft loaded and the data read, about."""
@@ -53,32 +60,47 @@ class BatchSize:
     edges: int
 
 
-def estimate(model: nn.Module, *, engine: str, precision: str, checkpointing: bool, batch: BatchSize) -> list[Part]:
+def estimate(model: nn.Module, settings: TrainSettings, *, engine: str, precision: str, batch: BatchSize) -> list[Part]:
     """The parts of the module's docstring for `batch`, the largest of the run."""
     narrow = 4 if precision == "fp32" else 2
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    changed = trainable(model).values()
-    trained = sum(p.numel() for p in changed)
-    held_narrow = sum(p.numel() for p in changed if p.dtype != torch.float32)
-    adapted = any("lora_" in name for name, _ in model.named_parameters())
-    parts = [
-        Part("weights", f"{sum(p.numel() for p in model.parameters()):,} parameters{', adapter included' * adapted}", weights),
-        Part("masters", f"{held_narrow:,} trained in bf16 × 4", 4 * held_narrow),
-        Part("gradients", f"{trained:,} trained × 4" + (f" + {held_narrow:,} × 2" if held_narrow else ""), 4 * trained + 2 * held_narrow),
-        Part("optimizer", f"{trained:,} trained × 8", 8 * trained),
-        _activations(model, narrow, checkpointing, batch.tokens),
+    changed = list(trainable(model).values())
+    sizes = [p.numel() for p in changed]
+    trained = sum(sizes)
+    at_random = settings.bf16_weights == "stochastic-rounding"
+    mastered = 0 if at_random else sum(p.numel() for p in changed if p.dtype != torch.float32)
+    base, whole = count_parameters(model), sum(true_shape(p).numel() for p in model.parameters())
+    packed = any(packing(p) is not None for p in model.parameters())
+    moments = expected_state_bytes(sizes, settings)
+    passes = [
+        _activations(model, narrow, settings.gradient_checkpointing, batch.tokens),
+        _one_weight(model, narrow),
         _head(model, narrow, engine, batch),
+    ]
+    largest = max(changed, key=lambda p: p.numel())
+    needs = largest.numel() * step_bytes(largest, settings)
+    parts = [
+        Part("weights", f"{whole:,} parameters{', packed in 4 bits' * packed}{', adapter included' * (whole > base)}", weights_bytes(model)),
+        Part("masters", f"{mastered:,} trained in bf16 × 4", 4 * mastered),
+        Part("gradients", f"{trained:,} trained × 4" + (f" + {mastered:,} × 2" if mastered else ""), 4 * trained + 2 * mastered),
+        Part("optimizer", f"{trained:,} trained × {moments / trained:.3g}", moments),
+        *passes,
+        Part("step", f"{needs / 1e6:.0f} MB for the largest weight, more than a pass", max(0, needs - sum(part.bytes for part in passes))),
         Part("program", "interpreter and libraries", PROGRAM if next(model.parameters()).device.type == "cpu" else 0),
     ]
     return [part for part in parts if part.bytes]
 
 
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of all weights as the model holds them."""
+    return sum(held_bytes(p) for p in model.parameters())
+
+
 def _activations(model: nn.Module, narrow: int, checkpointing: bool, tokens: int) -> Part:
     config: Any = getattr(model, "config", None)
-    shapes = list(_weight_shapes(model))
+    shapes = [true_shape(weight) for weight in _weights_of_layers(model)]
     linear, norms = (sum(sum(shape) for shape in shapes if len(shape) == dimensions) for dimensions in (2, 1))
     layers = getattr(config, "num_hidden_layers", 1)
-    of_all = narrow * linear + (4 - narrow) * norms
+    of_all = narrow * linear + (4 - narrow) * norms + 2 * narrow * _lengths_trained(model)
     a_token = of_all + of_all // layers
     if checkpointing:
         a_token = narrow * layers * config.hidden_size + 2 * of_all // layers
@@ -86,12 +108,25 @@ def _activations(model: nn.Module, narrow: int, checkpointing: bool, tokens: int
     return Part("activations", f"{tokens:,} tokens × {a_token:,}{how}", tokens * a_token)
 
 
-def _weight_shapes(model: nn.Module) -> Iterator[torch.Size]:
+def _one_weight(model: nn.Module, narrow: int) -> Part:
+    largest = max(_weights_of_layers(model), key=lambda weight: true_shape(weight).numel())
+    copies = 3 if _lengths_trained(model) else 1 if packing(largest) is not None else 0
+    numbers = true_shape(largest).numel()
+    return Part("one weight", f"{numbers:,} × {copies * narrow}, while it is used", numbers * copies * narrow)
+
+
+def _weights_of_layers(model: nn.Module) -> Iterator[nn.Parameter]:
     """Of linear layers and norms: not of embeddings, the head and adapters."""
-    head = _head_of(model)
+    head, belongs = _head_of(model), belongs_to_adapter(model)
+    heads = (head, getattr(head, "base_layer", head))
     for name, module in model.named_modules():
-        if module is not head and not isinstance(module, nn.Embedding) and "lora_" not in name:
-            yield from (weight.shape for what, weight in module.named_parameters(recurse=False) if what == "weight")
+        if not isinstance(module, nn.Embedding) and all(module is not each for each in heads):
+            yield from (w for what, w in module.named_parameters(recurse=False) if what == "weight" and not belongs(f"{name}.{what}"))
+
+
+def _lengths_trained(model: nn.Module) -> int:
+    """Rows whose length DoRA trains: the outputs of all its layers."""
+    return sum(p.numel() for name, p in trainable(model).items() if "magnitude" in name)
 
 
 def _head(model: nn.Module, narrow: int, engine: str, batch: BatchSize) -> Part:
@@ -99,12 +134,13 @@ def _head(model: nn.Module, narrow: int, engine: str, batch: BatchSize) -> Part:
         config: Any = getattr(model, "config", None)
         vocabulary = getattr(config, "vocab_size", 0)
         return Part("logits", f"{batch.tokens:,} tokens × {vocabulary:,} × {narrow + 8}", batch.tokens * vocabulary * (narrow + 8))
-    weight = _head_of(model).weight
+    head = _head_of(model)
+    weight = head.weight
     vocabulary, width = weight.shape
     device = weight.device.type
     logits = narrow * batch.edges * vocabulary
     working = 2 * min(logits, WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) + min(2 * logits, SOFTMAX_BYTES.get(device, SOFTMAX_BYTES["cuda"]))
-    if not weight.requires_grad:
+    if not any(p.requires_grad for p in head.parameters()):
         return Part("head", f"slopes {batch.edges:,} × {width:,} × {narrow}, working space", narrow * batch.edges * width + working)
     kept = min(logits, KEPT_BYTES)
     of_weight = 4 * vocabulary * width

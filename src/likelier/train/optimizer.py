@@ -9,6 +9,8 @@ goes up or down with the odds that make the result right on average (Gupta et al
 in bf16 could not shrink, because 0.999 of it rounds back to itself.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,16 +23,19 @@ from likelier.train.master import MasterWeights
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
+BLOCK, NARROW_FROM = 256, 4096
+"""bitsandbytes: 8-bit numbers that share a scale in fp32; numbers of a weight from which its moments are held so, fewer stay in fp32."""
 
-def make_optimizer(weights: MasterWeights, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimizer of `weights`."""
+
+def make_optimizer(parameters: list[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimizer of `parameters`: all of `MasterWeights.parameters`, or some."""
     options: dict[str, Any] = {"lr": settings.peak_learning_rate, "betas": BETAS, "eps": EPSILON, "weight_decay": settings.weight_decay}
     at_random = settings.bf16_weights == "stochastic-rounding"
     if settings.optimizer == "adamw-8bit":
-        return _eight_bits(weights.parameters, options, seed=settings.seed if at_random else None)
+        return _eight_bits(parameters, options, seed=settings.seed if at_random else None)
     if at_random:
-        return RoundedAdamW(weights.parameters, options, seed=settings.seed)
-    return torch.optim.AdamW(weights.parameters, fused=True, **options)
+        return RoundedAdamW(parameters, options, seed=settings.seed)
+    return torch.optim.AdamW(parameters, fused=True, **options)
 
 
 def round_at_random(wide: Tensor, generator: torch.Generator) -> Tensor:
@@ -111,6 +116,22 @@ def restore_state(weights: MasterWeights, optimizer: torch.optim.Optimizer, tens
         name, _, moment = key.rpartition("/")
         weight = weights.by_name[name]
         optimizer.state[weight][moment] = value.item() if value.dtype == torch.int64 else value.to(weight.device)
+
+
+def expected_state_bytes(numbers: Iterable[int], settings: TrainSettings) -> int:
+    """What `state_bytes` will be for weights of so many numbers each, up to the step counts and tables of 8-bit values."""
+    if settings.optimizer == "adamw":
+        return sum(8 * n for n in numbers)
+    return sum(2 * (n + 4 * math.ceil(n / BLOCK)) if n >= NARROW_FROM else 8 * n for n in numbers)
+
+
+def step_bytes(weight: Tensor, settings: TrainSettings) -> int:
+    """Bytes for each number of `weight` that a step needs beside the state while it is at it: the widened weight and the random numbers of its
+    rounding; bitsandbytes' step on a CPU, which works in fp32."""
+    wide = 4 if settings.bf16_weights == "stochastic-rounding" and weight.dtype != torch.float32 else 0
+    rounding = wide and 12
+    stepping = 20 if settings.optimizer == "adamw-8bit" and weight.device.type == "cpu" else 0
+    return wide + max(rounding, stepping)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

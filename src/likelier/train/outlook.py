@@ -11,11 +11,12 @@ from likelier.logprobs.examples import cut_examples, mismatched, replies_of, seq
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
 from likelier.model_files import cache_dir
-from likelier.models import trainable
+from likelier.models import count_parameters, trainable
 from likelier.objectives.table import TABLE, parse_sum
 from likelier.recipe import TrainSettings
 from likelier.train.advice import Advice, Facts, advise, gigabytes
-from likelier.train.memory import BatchSize, Part, estimate, free
+from likelier.train.memory import BatchSize, Part, estimate, free, weights_bytes
+from likelier.train.optimizer import expected_state_bytes
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 
@@ -89,9 +90,9 @@ def outlook(prepared: "Prepared", store: ReferenceStore | None) -> tuple[Outlook
     largest = max(batches, key=lambda batch: batch_tokens(batch, pads=policy.engine == "plain"))
     memory = estimate(
         policy.model,
+        settings,
         engine=policy.engine,
         precision=policy.precision,
-        checkpointing=settings.gradient_checkpointing,
         batch=BatchSize(schedule.largest_batch, sum(len(reply) for example in largest for reply in example.replies)),
     )
     reference = None if store is None else _reference(store, [*prepared.train.examples, *prepared.held_out.examples])
@@ -170,13 +171,14 @@ def _reference(store: ReferenceStore, examples: Sequence[Example]) -> Reference:
 
 
 def _disk(prepared: "Prepared") -> dict[str, int]:
-    """Bytes of a checkpoint (weights and two moments in fp32), of the best weights, of the model, and the most that stands there at one time:
-    a checkpoint is whole before the one before it goes."""
-    model, settings = prepared.policy.model, prepared.recipe.train
-    trained = 4 * sum(p.numel() for p in trainable(model).values())
-    saved = trained if settings.method == "lora" else sum(p.numel() * p.element_size() for p in model.parameters())
-    checkpoint = 3 * trained if settings.checkpoint_every else 0
-    best = trained if prepared.held_out.examples else 0
+    """Bytes of a checkpoint (weights as the optimizer changes them, and its state), of the best weights, of the model, and the most that stands
+    there at one time: a checkpoint is whole before the one before it goes."""
+    settings, changed = prepared.recipe.train, list(trainable(prepared.policy.model).values())
+    held = sum(p.nbytes for p in changed)
+    weights = held if settings.bf16_weights == "stochastic-rounding" else 4 * sum(p.numel() for p in changed)
+    saved = weights_bytes(prepared.policy.model) if settings.method == "full" else held
+    checkpoint = weights + expected_state_bytes([p.numel() for p in changed], settings) if settings.checkpoint_every else 0
+    best = weights if prepared.held_out.examples else 0
     return {"checkpoint": checkpoint, "best": best, "model": saved, "most": best + max(2 * checkpoint, checkpoint + saved)}
 
 
@@ -197,6 +199,10 @@ def _facts(
         paired=objective.paired,
         needs_reference=objective.needs_reference,
         method=recipe.train.method,
+        optimizer=recipe.train.optimizer,
+        bf16_weights=recipe.train.bf16_weights,
+        precision=prepared.policy.precision,
+        recomputes=recipe.train.gradient_checkpointing,
         learning_rate=recipe.train.peak_learning_rate,
         epochs=schedule.epochs,
         steps=schedule.steps,
@@ -212,7 +218,7 @@ def _facts(
         chosen_length=lengths["chosen"]["mean"] if "chosen" in lengths else None,
         rejected_length=lengths["rejected"]["mean"] if "rejected" in lengths else None,
         findings={finding["check"]: finding["verdict"] for finding in prepared.audit["findings"]},
-        parameters=sum(p.numel() for n, p in prepared.policy.model.named_parameters() if "lora_" not in n),
+        parameters=count_parameters(prepared.policy.model),
         has_template=bool(getattr(prepared.loaded.tokenizer, "chat_template", None)),
         memory_needed=sum(part.bytes for part in memory if part.name not in ("weights", "program")),
         memory_free=memory_free,

@@ -54,7 +54,7 @@ def plan_recipe(recipe: Recipe, show: Progress | None = None) -> Plan:
     store = open_store(prepared, show) if prepared.objective.needs_reference else None
     seen, batches = outlook(prepared, store)
     show.say("Trying a few batches …")
-    trial = try_out(prepared.policy, prepared.objective, recipe.train, batches, accumulates=seen.schedule.most_batches > 1)
+    trial = try_out(prepared.policy, prepared.objective, recipe, batches, accumulates=seen.schedule.most_batches > 1)
     facts = replace(seen.facts, fits=trial.fits, end_logp=trial.end_logp)
     policy = prepared.policy
     return Plan(replace(seen, facts=facts), trial, _seconds(seen, trial), policy.device.type, policy.precision, policy.engine)

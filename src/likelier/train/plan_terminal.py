@@ -99,7 +99,7 @@ def _time(plan: Plan) -> Table | Text:
 def _disk(seen: Outlook) -> Table:
     table = _titled("Disk", numbers=True)
     disk = seen.disk
-    table.add_row("checkpoint", "weights and optimizer state, fp32", gigabytes(disk["checkpoint"]))
+    table.add_row("checkpoint", "weights and optimizer state", gigabytes(disk["checkpoint"]))
     table.add_row("best", "weights of the best evaluation", gigabytes(disk["best"]))
     table.add_row("model", "what stays", gigabytes(disk["model"]))
     table.add_row("in all", "at most, while a checkpoint replaces another", Text(gigabytes(disk["most"]), "bold"))

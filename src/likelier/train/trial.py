@@ -20,9 +20,10 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
 from likelier.models import as_reference
 from likelier.objectives import Objective
-from likelier.recipe import TrainSettings
+from likelier.recipe import Recipe, TrainSettings
 from likelier.train.master import MasterWeights
 from likelier.train.memory import Peak, free, no_more_than, resident
+from likelier.train.optimizer import make_optimizer
 from likelier.train.outlook import batch_tokens
 from likelier.train.progress import Progress
 from likelier.train.step import Task, add_gradients
@@ -75,13 +76,14 @@ class Trial:
     end_logp: float | None = None  # mean log-probability of the end token after a good reply
 
 
-def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batches: Sequence[list[Example]], *, accumulates: bool) -> Trial:
+def try_out(policy: Scorer, objective: Objective, recipe: Recipe, batches: Sequence[list[Example]], *, accumulates: bool) -> Trial:
     """Time some of `batches`, drawn at random, then put the one with most unique tokens through forward and backward pass, with optimizer state
     and, where a step `accumulates` batches, gradients already there.
 
-    The optimizer really steps, some weights at a time, and they are put back before the next. On a CPU an allocation beyond what is free fails
-    instead of ending the process.
+    The run's own optimizer really steps, some weights at a time, and they are put back before the next. On a CPU an allocation beyond what is free
+    fails instead of ending the process.
     """
+    settings = recipe.train
     sizes = [batch_tokens(batch, pads=policy.engine == "plain") for batch in batches]
     worst = max(range(len(batches)), key=sizes.__getitem__)
     drawn = Random(settings.seed).sample(range(len(batches)), min(len(batches), BATCHES + 1))
@@ -91,7 +93,7 @@ def try_out(policy: Scorer, objective: Objective, settings: TrainSettings, batch
         task = Task(policy, store if objective.needs_reference else None, objective, settings.tokens_per_batch, Progress())
         try:
             with no_more_than(free(policy.device)) if policy.device.type == "cpu" else nullcontext():
-                _try(trial, task, store, settings, [(batches[i], sizes[i]) for i in drawn], batches[worst], accumulates=accumulates)
+                _try(trial, task, store, recipe, [(batches[i], sizes[i]) for i in drawn], batches[worst], accumulates=accumulates)
         except (RuntimeError, MemoryError, ModelError) as problem:  # a ModelError where not one sequence alone could be scored
             if not (lacks_memory(problem) or isinstance(problem, ModelError)):
                 raise
@@ -103,13 +105,14 @@ def _try(
     trial: Trial,
     task: Task,
     store: ReferenceStore,
-    settings: TrainSettings,
+    recipe: Recipe,
     drawn: Sequence[tuple[list[Example], int]],
     worst: list[Example],
     *,
     accumulates: bool,
 ) -> None:
-    weights = MasterWeights(task.policy.model)
+    settings = recipe.train
+    weights = MasterWeights.of(task.policy.model, recipe.model, settings.bf16_weights)
     try:
         _time(trial, task, store, weights, drawn)
         optimizers = _step_and_put_back(trial, task.policy, weights, settings)
@@ -160,7 +163,7 @@ def _step_and_put_back(trial: Trial, policy: Scorer, weights: MasterWeights, set
     optimizers: list[torch.optim.Optimizer] = []
     for group in _groups(weights.parameters):
         before = [parameter.detach().clone() for parameter in group]
-        optimizer = torch.optim.AdamW(group, lr=settings.peak_learning_rate, fused=True)
+        optimizer = make_optimizer(group, settings)
         try:
             optimizer.step()
             started = _now(policy)
