@@ -1,13 +1,14 @@
 """Examples ⇄ the sequences that are scored: where per-token log-probabilities become what an objective reads."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from likelier.examples import Example, LabelledExample, PreferenceExample
 from likelier.logprobs.reference import ReferenceValues
-from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.scorer import Scorer, or_halves
 from likelier.logprobs.tree import PromptResponse, cut_into_batches
 from likelier.objectives import Logps, Objective, Responses
 
@@ -58,9 +59,12 @@ def in_order_of_losses(examples: Sequence[Example], objective: Objective) -> lis
 def score_all_examples(
     policy: Scorer, reference: ReferenceValues | None, examples: Sequence[Example], *, tokens_per_batch: int, point: float = 0.0
 ) -> Iterator[tuple[list[Example], Logps]]:
-    """Any number of examples without gradient, batch by batch, each batch with the examples that it holds."""
+    """Any number of examples without gradient, batch by batch, each batch with the examples that it holds.
+
+    A batch that does not fit into memory is split; one example that does not fit alone raises ModelError.
+    """
     for batch in cut_examples(examples, tokens_per_batch):
-        yield batch, score_examples(policy, reference, batch, point=point)
+        yield from or_halves(batch, partial(score_examples, policy, reference, point=point), tokens=len)
 
 
 def estimate_kl(policy: Scorer, reference: ReferenceValues, examples: Sequence[Example], *, tokens_per_batch: int) -> float:

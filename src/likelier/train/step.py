@@ -8,7 +8,7 @@ from torch import Tensor
 
 from likelier.errors import RecipeError, lacks_memory
 from likelier.examples import Example, PreferenceExample, all_pairs
-from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, replies_of, score_all_examples, score_examples
+from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, score_all_examples, score_examples, sequences_of
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import count_unique_tokens
@@ -70,12 +70,14 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
             step.row = tally.row()
             return step
         except (RuntimeError, MemoryError) as problem:
-            if not lacks_memory(problem) or len(failed) < 2 or task.objective.couples_pairs:
+            half = count_unique_tokens(sequences_of(failed)) // 2
+            # One pair cannot be halved, nor can one that stands in the step twice.
+            if not lacks_memory(problem) or len(failed) < 2 or half >= task.tokens_per_batch or task.objective.couples_pairs:
                 raise
         weights.forget_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        task.tokens_per_batch = count_unique_tokens([sequence for example in failed for sequence in replies_of(example)]) // 2
+        task.tokens_per_batch = half
         task.show.say(f"Not enough memory for a batch; from here on in batches of {task.tokens_per_batch} tokens.")
 
 
