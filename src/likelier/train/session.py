@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from likelier.adapters import start_files
 from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
@@ -26,9 +24,8 @@ from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
-from likelier.four_bits import quantisation
 from likelier.logprobs.examples import mismatched, sequences_of
-from likelier.logprobs.reference import ReferenceStore, fill, identity
+from likelier.logprobs.reference import ReferenceStore, fill, identity, numerics_of
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
 from likelier.model_files import cache_dir
 from likelier.models import (
@@ -44,7 +41,6 @@ from likelier.models import (
     recompute_activations,
     save_trained,
     trainable,
-    weights_dtype,
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
@@ -83,16 +79,7 @@ class Prepared:
     @property
     def numerics(self) -> dict[str, Any]:
         """What alters a reference's numbers beside its weights."""
-        packed = quantisation(self.policy.model)
-        return {
-            "precision": self.policy.precision,
-            "weights_dtype": str(weights_dtype(self.policy.model)).removeprefix("torch."),
-            **({"quantisation": packed} if packed else {}),
-            "device": self.policy.device.type,
-            "engine": self.policy.engine,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        }
+        return numerics_of(self.policy)
 
 
 def prepare(recipe: Recipe, show: Progress) -> Prepared:
