@@ -218,6 +218,18 @@ def test_a_finished_run_and_a_foreign_folder_are_refused(recipe, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_does_not_overwrite_what_it_begins_with(recipe, fresh):
+    first = train_recipe(changed(recipe, train={"max_steps": 1}))
+    for name, again in (
+        ("adapter.start", changed(recipe, adapter={"start": str(first.model)})),
+        ("model.name", changed(recipe, model={"name": str(first.model)}, train={"method": "full"})),
+    ):
+        with pytest.raises(RunError, match=f"{name} is the model in this folder"):
+            train_recipe(again, fresh=fresh)
+    assert weights(first)
+
+
 def test_a_full_disk_leaves_earlier_checkpoints_whole(recipe, monkeypatch):
     real, calls = checkpoint.save_file, []
 
