@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +32,13 @@ class Task:
     show: Progress
     stop: Stop = NEVER
 
-    def point(self, examples: Sequence[Example], moving: float) -> float:
-        """`Logps.point` for `examples`: their KL for an objective that wants it, else what past steps have left, `moving`."""
+    def point(self, examples: Sequence[Example], moving: float, **options: Any) -> float:
+        """`Logps.point` for `examples`: their KL for an objective that wants it (`options` as of `estimate_kl`), else what past steps have left,
+        `moving`."""
         if not self.objective.point_is_kl:
             return moving
         assert self.reference is not None
-        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch)
+        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch, **options)
 
 
 @dataclass
@@ -103,7 +105,7 @@ def _add_batch(
 def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row | None:
     """Means over held-out examples, without gradient; None if a stop was asked for before the end."""
     tally = Tally(task.objective, pairs=all_pairs(examples))
-    point = task.point(examples, moving)
+    point = task.point(examples, moving, until=task.stop.until)
     batches = score_all_examples(task.policy, task.reference, examples, tokens_per_batch=task.tokens_per_batch, point=point)
     scored = list(task.stop.until(batches))
     if task.stop.requested:
