@@ -260,9 +260,9 @@ def _announce(side: Side, show: Progress) -> None:
     for dropped in side.encoded.dropped[:10]:
         show.say(f"Dropped {dropped.id}: {dropped.reason}")
     if len(side.encoded.dropped) > 10:
-        show.say(f"Dropped {len(side.encoded.dropped)} pairs in all; the manifest names each.")
-    if side.encoded.boundary_mismatches:
-        show.say(f"{len(side.encoded.boundary_mismatches)} pairs do not decode to the template's text, first {side.encoded.boundary_mismatches[0]}.")
+        show.say(f"Dropped {len(side.encoded.dropped)} records in all; the manifest names each.")
+    if odd := side.encoded.boundary_mismatches:
+        show.say(f"{len(odd)} records do not decode to the template's text, first {odd[0]}.")
 
 
 def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
