@@ -16,6 +16,7 @@ from likelier.data.load import load_sides
 from likelier.errors import ModelError, RunError
 from likelier.evaluate import Answers, ask, compare, evaluate, make_exam, measure_held_out, measure_kl, measure_probes, side_by_side
 from likelier.generation.sample import Reply, generate
+from likelier.logprobs import reference
 from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.plain import plain_token_logps
 from likelier.logprobs.scorer import Scorer
@@ -213,6 +214,17 @@ def test_the_reference_store_saves_the_second_pass(make_run, monkeypatch):
     first = evaluate(run)
     assert evaluate(run) == first
     assert computed == [15, 0], "ten chosen replies, and five rejected ones that stand in two pairs each"
+
+
+def test_pitfall_15_another_version_of_what_computes_shares_no_values(make_run, monkeypatch):
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    computed = []
+    fill = module.fill
+    monkeypatch.setattr(module, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    evaluate(run)
+    monkeypatch.setattr(reference, "version", lambda _: "99.0")
+    evaluate(run)
+    assert computed == [15, 15]
 
 
 def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):

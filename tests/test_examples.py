@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+from likelier import examples as module
 from likelier.examples import LabelledExample, PreferenceExample, all_pairs, with_others
 
 
@@ -37,6 +38,20 @@ def test_replies_are_taken_from_all_over():
     taken = Counter(reply for example in with_others(made(90)) for reply in example.others)
     assert len(taken) > 60
     assert max(taken.values()) <= 6
+
+
+def test_no_more_is_looked_at_than_it_takes(monkeypatch):
+    """Fifty thousand examples are a common size."""
+    drawn = []
+
+    class Counting(random.Random):
+        def sample(self, *arguments):
+            drawn.append(1)
+            return super().sample(*arguments)
+
+    monkeypatch.setattr(module, "Random", Counting)
+    with_others(made(300))
+    assert 300 <= len(drawn) < 3 * 300
 
 
 def test_where_there_is_no_other_prompt_there_are_none():

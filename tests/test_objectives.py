@@ -525,7 +525,8 @@ def taken(logps: Logps, i: int) -> Logps:
 
     def side(r: Responses) -> Responses:
         n = r.lengths_B.tolist()
-        return Responses(r.policy_N.split(n)[i], r.reference_N.split(n)[i], r.lengths_B[i : i + 1])
+        policy_N, reference_N, collisions_N = (values.split(n)[i] for values in per_token(r))
+        return Responses(policy_N, reference_N, r.lengths_B[i : i + 1], collisions_N)
 
     margins_B = None if logps.margins_B is None else logps.margins_B[i : i + 1]
     return replace(logps, chosen=side(logps.chosen), rejected=side(logps.rejected), margins_B=margins_B)

@@ -70,7 +70,7 @@ FULL = {
         "precision": "bf16",
         "gradient_checkpointing": True,
         "seed": 5,
-        "eval_every": 0,
+        "eval_every": 7,
         "patience": 2,
         "checkpoint_every": 0,
     },
@@ -252,6 +252,11 @@ def test_wrong_values_are_named_and_quoted(name, value):
     said = refusal(with_setting(name, value))
     assert said.startswith(f"r.yaml: `{name}`: ")
     assert f"(given: {value!r})" in said
+
+
+def test_patience_without_evaluations_on_the_way_is_refused():
+    said = refusal({"data": {"train": ["a"]}, "train": {"eval_every": 0, "patience": 3}})
+    assert said.startswith("r.yaml: `train.patience`: with eval_every: 0 the only evaluation is at the end")
 
 
 def test_a_single_file_is_told_to_stand_in_a_list():

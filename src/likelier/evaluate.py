@@ -21,7 +21,7 @@ from likelier.errors import DataError, ModelError, RunError
 from likelier.examples import Example, Ids, LabelledExample, all_pairs
 from likelier.generation.sample import Reply, generate
 from likelier.logprobs.examples import sequences_of
-from likelier.logprobs.reference import ReferenceStore, fill, identity
+from likelier.logprobs.reference import ReferenceStore, fill, identity, numerics_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import Statistic, bootstrap, bootstrap_difference, calibration, correct, has_apology, in_a_loop
@@ -329,7 +329,7 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
     recipe, manifest = load_recipe(run.require().recipe), run.read_manifest()
     if not manifest.get("outcome"):
         raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
-    numerics = {name: value for name, value in manifest["numerics"].items() if name != "parity"}
+    numerics = manifest["numerics"]
     dtype = getattr(torch, numerics["weights_dtype"])
     full = recipe.train.method == "full"
     loaded = load_trained(run.model, recipe.model, dtype=dtype, **held_as(recipe))
@@ -350,7 +350,8 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
         _require_base(run, manifest, loaded)
     with as_reference(loaded.model):
         scorer = Scorer(loaded.model, **arithmetic)
-        store = _reference_store(manifest, numerics, scorer)
+        # The one that training filled, if this is the same machinery.
+        store = ReferenceStore(cache_dir() / "reference", identity(weights=manifest["model"]["weights"], numerics=numerics_of(scorer)))
         before = ask(exam, scorer, sampled=after.sampled, store=store, say=lambda text: say(f"Reference: {text}"))
     result = compare(exam, before, after)
     write_json(run.eval, result)
@@ -372,9 +373,3 @@ def _held_out(run: RunDir, manifest: dict[str, Any], recipe: Recipe, encoder: En
             f"then {manifest['data']['eval']['id'][:12]}). Put the files back as they were, or train again."
         )
     return held_out
-
-
-def _reference_store(manifest: dict[str, Any], numerics: dict[str, Any], scorer: Scorer) -> ReferenceStore:
-    """The one that training filled, if this is the same machinery."""
-    here = {**numerics, "device": scorer.device.type, "torch": torch.__version__}
-    return ReferenceStore(cache_dir() / "reference", identity(weights=manifest["model"]["weights"], numerics=here))

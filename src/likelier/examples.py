@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 
 Ids = tuple[int, ...]
@@ -74,8 +75,8 @@ def with_others(examples: Sequence[Example]) -> list[Example]:
     found: dict[int, Example] = {}
     for place, index in enumerate(order):
         example = examples[index]
-        following = (examples[order[(place + step) % len(order)]] for step in range(1, min(TRIES, len(order))))
+        following = (examples[order[(place + step) % len(order)]] for step in range(1, min(TRIES + 1, len(order))))
         replies = (reply for other in following if other.prompt_ids != example.prompt_ids for reply in draw.sample(other.replies, len(other.replies)))
-        fitting = [reply for reply in replies if len(example.prompt_ids) + len(reply) <= longest]
-        found[index] = replace(example, others=tuple(fitting[: len(example.replies)]))
+        fitting = (reply for reply in replies if len(example.prompt_ids) + len(reply) <= longest)
+        found[index] = replace(example, others=tuple(islice(fitting, len(example.replies))))
     return [found[index] for index in range(len(examples))]

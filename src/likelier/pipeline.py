@@ -7,9 +7,10 @@ from likelier.evaluate import evaluate
 from likelier.recipe import Recipe, load_recipe
 from likelier.report import write_report
 from likelier.rundir import RunDir
+from likelier.train.folder import check_folder
 from likelier.train.lock import sole_use
 from likelier.train.progress import Progress
-from likelier.train.session import check_folder, train_recipe
+from likelier.train.session import train_recipe
 
 
 def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False) -> RunDir:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from likelier.errors import RecipeError, did_you_mean
 from likelier.section import (
@@ -175,6 +175,13 @@ class TrainSettings(Section):
     """Stop after this many evaluations without a better held-out accuracy; 0: never."""
     checkpoint_every: CountOrZero = 10
     """Optimizer steps between checkpoints; 0: only at the end."""
+
+    @field_validator("patience")
+    @classmethod
+    def _has_something_to_wait_for(cls, patience: int, others: ValidationInfo) -> int:
+        if patience and others.data.get("eval_every") == 0:
+            raise ValueError("with eval_every: 0 the only evaluation is at the end, so that nothing stops early; set both, or leave it out")
+        return patience
 
     @property
     def peak_learning_rate(self) -> float:

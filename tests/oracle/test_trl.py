@@ -420,7 +420,7 @@ def cpo_row(example):
 
 def losses_and_gradients(policy, reference, batch, objective, point=0.0):
     policy = Scorer(copy.deepcopy(policy), engine="nodes", precision="fp32")
-    losses_B = objective.losses(score_examples(policy, reference, batch, point=point))
+    losses_B = objective.losses(score_examples(policy, reference, batch, point=point, collisions=objective.reads_collisions))
     losses_B.mean().backward()
     return losses_B.tolist(), gradients_of(policy.model)
 

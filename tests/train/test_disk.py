@@ -13,7 +13,7 @@ from likelier.cli import main
 from likelier.errors import RunError, disk_fault
 from likelier.logprobs import reference
 from likelier.rundir import RunDir, write_atomic, writing
-from likelier.train import checkpoint, session
+from likelier.train import checkpoint, folder, session
 from likelier.train.session import train_recipe
 from tests.train.children import ended, said, start, step_saved
 from tests.train.conftest import changed
@@ -40,14 +40,14 @@ def fill_the_disk(place: str) -> None:
 
 PLACES = {
     "store": (reference.ReferenceStore, "flush", 1, 1000, "reference"),
-    "opened": (session, "write_jsonl", 1, 0, "metrics.jsonl"),
+    "opened": (folder, "write_jsonl", 1, 0, "metrics.jsonl"),
     "checkpoint": (checkpoint, "save", 2, 5000, "step-000004"),
     "state of a checkpoint": (checkpoint, "asdict", 3, 100, "step-000002"),
     "best": (checkpoint, "save_best", 2, 5000, "best-"),
     "metrics": (RunDir, "append_metrics", 7, None, "metrics.jsonl"),
     "model": (session, "save_trained", 1, 5000, "run/model"),
     "card": (models, "add_notes", 1, 3000, "run/model"),
-    "manifest": (session, "write_json", 2, 500, "manifest.json"),
+    "manifest": (session, "write_json", 1, 500, "manifest.json"),
 }
 """Where the disk is full: a function, which call of it, the size of files from then on, and what the error names."""
 

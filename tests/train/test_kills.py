@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from likelier.recipe import load_recipe
 from likelier.rundir import RunDir
-from likelier.train import checkpoint, session
+from likelier.train import checkpoint
+from likelier.train.folder import check_folder
 from likelier.train.session import train_recipe
 from tests.train.children import ended, keep_checkpoints, said, start, step_saved, wait_for
 from tests.train.conftest import changed
@@ -195,7 +196,7 @@ def test_a_folder_in_which_a_run_was_hardly_begun_is_still_its_own(short):
         run = RunDir(short.out)
         run.path.mkdir(exist_ok=True)
         (run.path / name).write_text("")
-        session.check_folder(run, short, fresh=False)
+        check_folder(run, short, fresh=False)
     run.recipe.write_text(short.to_yaml())
     run.checkpoints.mkdir()
     (run.checkpoints / "step-000004").mkdir()  # of a run whose manifest somebody had removed

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from likelier import evaluate as evaluation
 from likelier.errors import ModelError, RecipeError, RunError, TrainingStopped
 from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
@@ -97,6 +98,15 @@ def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
     assert first.read_manifest()["reference"]["computed"] > 0
     assert second.read_manifest()["reference"]["computed"] == 0
     assert second.read_manifest()["reference"]["reused"] == first.read_manifest()["reference"]["computed"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_evaluation_finds_what_training_scored(recipe, monkeypatch, method):
+    run = train_recipe(changed(recipe, train={"method": method, "max_steps": 1}, eval={"probes": False}))
+    computed, fill = [], evaluation.fill
+    monkeypatch.setattr(evaluation, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    evaluation.evaluate(run)
+    assert computed == [0]
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.needs_reference])
@@ -206,6 +216,18 @@ def test_a_finished_run_and_a_foreign_folder_are_refused(recipe, tmp_path):
     with pytest.raises(RunError, match="no run directory"):
         train_recipe(changed(recipe, out=str(tmp_path / "mine")))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_does_not_overwrite_what_it_begins_with(recipe, fresh):
+    first = train_recipe(changed(recipe, train={"max_steps": 1}))
+    for name, again in (
+        ("adapter.start", changed(recipe, adapter={"start": str(first.model)})),
+        ("model.name", changed(recipe, model={"name": str(first.model)}, train={"method": "full"})),
+    ):
+        with pytest.raises(RunError, match=f"{name} is the model in this folder"):
+            train_recipe(again, fresh=fresh)
+    assert weights(first)
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(recipe, monkeypatch):

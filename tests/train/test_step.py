@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from likelier.errors import ModelError
 from likelier.examples import LabelledExample, PreferenceExample
 from likelier.logprobs import examples as scoring
 from likelier.logprobs.examples import cut_examples, sequences_of
@@ -15,7 +16,7 @@ from likelier.objectives import make_objective
 from likelier.train import step as module
 from likelier.train.master import MasterWeights
 from likelier.train.progress import Progress
-from likelier.train.step import Task, add_gradients
+from likelier.train.step import Task, add_gradients, evaluate_held_out
 
 NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
@@ -106,6 +107,43 @@ def test_what_cannot_be_halved_fails_as_it_did(make_task, examples, monkeypatch)
         with pytest.raises(RuntimeError, match="can't allocate memory"):
             gradient_of(task, batch)
         monkeypatch.undo()
+
+
+def test_one_pair_twice_in_a_step_is_not_halved_for_ever(make_task, examples, monkeypatch):
+    """Where an epoch ends within a step, a pair may stand in it twice. Both are one batch, whatever its size: their tokens are the same."""
+    calls = []
+
+    def scarce(*_, **__):
+        calls.append(1)
+        if len(calls) > 10:
+            pytest.fail("it goes on and on")
+        raise NO_MEMORY
+
+    monkeypatch.setattr(module, "score_examples", scarce)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        gradient_of(make_task(), [examples[0], examples[0]])
+
+
+@pytest.mark.parametrize("name", ["dpo", "aot"])
+def test_an_evaluation_that_finds_no_memory_goes_on_in_smaller_batches(make_task, examples, monkeypatch, name):
+    """It may need what no step did: a step has few pairs, whatever tokens_per_batch is."""
+    task = make_task(name, 10_000)
+    whole = evaluate_held_out(task, examples, 0.0)
+    real, sizes = Scorer.token_logps, []
+
+    def scarce(self, sequences):
+        sizes.append(len(sequences))
+        if len(sequences) > 8:
+            raise NO_MEMORY
+        return real(self, sequences)
+
+    monkeypatch.setattr(Scorer, "token_logps", scarce)
+    assert evaluate_held_out(task, examples, 0.0) == pytest.approx(whole, rel=1e-5, abs=1e-6)
+    assert sizes == [24, 12, 6, 6, 12, 6, 6]
+
+    monkeypatch.setattr(Scorer, "token_logps", lambda *_: (_ for _ in ()).throw(NO_MEMORY))
+    with pytest.raises(ModelError, match=rf"one sequence of {len(cut_examples(examples, 10_000)[0][0])} tokens"):
+        evaluate_held_out(task, examples, 0.0)
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(make_task, examples, monkeypatch):

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: a run leaves in good order, says where it stands, and ends later as if nobody had asked."""
 
+import json
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from likelier.errors import Interrupted, LikelierError
+from likelier.logprobs.scorer import Scorer
 from likelier.rundir import RunDir
 from likelier.train import session
 from likelier.train import step as module
@@ -15,7 +17,7 @@ from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from likelier.train.stop import heed_signals
 from tests.train.children import ended, said, start, wait_for
-from tests.train.conftest import changed
+from tests.train.conftest import PLACES, changed, pair_rows
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -92,6 +94,27 @@ def test_an_evaluation_is_left_at_its_next_batch_and_made_up_for(short, truth, m
     with pytest.raises(Interrupted, match=rf"at step {step} of 6"):  # and once more, when it was recorded and no checkpoint says so
         train_recipe(short, show=Asking("eval", step))
     assert_ends_as(short, truth)
+
+
+def test_the_estimate_of_a_kl_of_held_out_replies_is_left_at_its_next_batch(short, tmp_path, monkeypatch):
+    held_out = [{**row, "prompt": f"Please name {n} sights near the {PLACES[n]}."} for n, row in enumerate(pair_rows(6))]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    kto = changed(short, objective={"name": "kto"}, data={"eval": [str(tmp_path / "eval.jsonl")]}, train={"max_steps": 3})
+    score, batches = Scorer.score_all, []
+
+    def score_and_ask(self, sequences, **options):
+        for batch in score(self, sequences, **options):
+            if len(RunDir(short.out).read_metrics("train")) == 2:
+                batches.append(batch)
+                ask(signal.SIGTERM) if len(batches) == 1 else pytest.fail("a batch was scored after it")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score_all", score_and_ask)
+        with pytest.raises(Interrupted, match="at step 2 of 3"):
+            train_recipe(kto)
+    assert len(batches) == 1
+    assert not RunDir(short.out).read_metrics("eval")
 
 
 def test_what_is_scored_under_the_reference_stays(short, truth, tmp_path, monkeypatch):

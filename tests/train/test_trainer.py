@@ -350,6 +350,14 @@ def test_a_state_of_something_else_is_refused():
             other.load_state_dict(state)
 
 
+@pytest.mark.parametrize("other", [{"objective": "ipo"}, {"beta": 0.2}, {"objective": make_objective("dpo + 0.2 sft")}])
+def test_a_state_of_another_objective_is_refused(other):
+    state = Trainer(made(), None, pairs(8)).state_dict()
+    with pytest.raises(RunError, match="with other objective"):
+        Trainer(made(), None, pairs(8), **other).load_state_dict(state)
+    Trainer(made(), None, pairs(8), objective=make_objective("dpo")).load_state_dict(state)
+
+
 def test_the_best_weights_stay_and_patience_ends_training():
     held_out = [PreferenceExample(e.prompt_ids, e.rejected_ids, e.chosen_ids) for e in pairs(8, seed=1)]  # the other way round: it only gets worse
     settings = {**EASY, "eval_every": 1, "patience": 3, "epochs": 20}

@@ -1,13 +1,15 @@
 """Examples ⇄ the sequences that are scored: where per-token log-probabilities become what an objective reads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from likelier.examples import Example, LabelledExample, PreferenceExample
 from likelier.logprobs.reference import ReferenceValues
-from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.scorer import Scorer, or_halves
 from likelier.logprobs.tree import PromptResponse, cut_into_batches
 from likelier.objectives import Logps, Objective, Responses
 
@@ -66,18 +68,29 @@ def score_all_examples(
     point: float = 0.0,
     collisions: bool = False,
 ) -> Iterator[tuple[list[Example], Logps]]:
-    """Any number of examples without gradient, batch by batch, each batch with the examples that it holds."""
+    """Any number of examples without gradient, batch by batch, each batch with the examples that it holds.
+
+    A batch that does not fit into memory is split; one example that does not fit alone raises ModelError.
+    """
     for batch in cut_examples(examples, tokens_per_batch):
-        yield batch, score_examples(policy, reference, batch, point=point, collisions=collisions)
+        yield from or_halves(batch, partial(score_examples, policy, reference, point=point, collisions=collisions), tokens=len)
 
 
-def estimate_kl(policy: Scorer, reference: ReferenceValues, examples: Sequence[Example], *, tokens_per_batch: int) -> float:
+def estimate_kl(
+    policy: Scorer,
+    reference: ReferenceValues,
+    examples: Sequence[Example],
+    *,
+    tokens_per_batch: int,
+    until: Callable[[Iterator[Any]], Iterable[Any]] = iter,
+) -> float:
     """KTO's reference point of `examples`: the mean of log π/π_ref over their prompts with replies to other prompts, at least 0; 0 where there are
-    none. In nats, without gradient; the mean is over all of them before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12)."""
+    none. In nats, without gradient; the mean is over all of them before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12). `until`
+    may end it early, at a batch; what it then returns is of no use."""
     sequences = mismatched(examples)
     scored = policy.score_all(sequences, tokens_per_batch=tokens_per_batch)
     log_ratios = [
-        float((values_L - reference[sequences[i]]).sum()) for indices, values in scored for i, values_L in zip(indices, values, strict=True)
+        float((values_L - reference[sequences[i]]).sum()) for indices, values in until(scored) for i, values_L in zip(indices, values, strict=True)
     ]
     return max(0.0, sum(log_ratios) / len(log_ratios)) if log_ratios else 0.0
 

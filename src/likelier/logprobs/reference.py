@@ -15,6 +15,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from likelier.atomic import atomic_file
+from likelier.four_bits import quantisation
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.models import weights_dtype
 from likelier.rundir import writing
 
 FLUSH_TOKENS = 1 << 15
@@ -35,6 +38,20 @@ FLUSH_TOKENS = 1 << 15
 def identity(*, weights: str, numerics: dict[str, Any]) -> str:
     """The name of a reference: its weights' fingerprint and everything about the arithmetic that alters its numbers. Hex."""
     return hashlib.sha256(json.dumps({"weights": weights, **numerics}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def numerics_of(scorer: Scorer) -> dict[str, Any]:
+    """Everything about the arithmetic that alters what `scorer` finds, beside the weights: it and the packages as they are here and now."""
+    packed = quantisation(scorer.model)
+    return {
+        "precision": scorer.precision,
+        "weights_dtype": str(weights_dtype(scorer.model)).removeprefix("torch."),
+        **({"quantisation": packed} if packed else {}),
+        "device": scorer.device.type,
+        "engine": scorer.engine,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
 
 
 def key_of(sequence: PromptResponse) -> bytes:

@@ -9,10 +9,10 @@ Engines, from fast to slow; the first that passes the parity probe serves the wh
     plain   padding, no sharing                      (any module; what the other two are compared with)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_ba
 
 Engine = Literal["nodes", "mask", "plain"]
 Precision = Literal["bf16", "fp32"]
+
+Unit = TypeVar("Unit")
+Scored = TypeVar("Scored")
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """The type in which a model's weights are held to be scored in a precision."""
@@ -106,26 +109,32 @@ class Scorer:
 
         A batch that does not fit into memory is split; one sequence that does not fit alone raises ModelError.
         """
-        for batch in cut_into_batches([[sequence] for sequence in sequences], tokens_per_batch):
-            yield from self._score_or_split(sequences, batch)
 
-    def _score_or_split(self, sequences: Sequence[PromptResponse], batch: list[int]) -> Iterator[tuple[list[int], list[Tensor]]]:
-        try:
-            values = [v.cpu() for v in self.token_logps([sequences[i] for i in batch])]
-        except (RuntimeError, MemoryError) as problem:
-            if not lacks_memory(problem):
-                raise
-            values = []
-        if values:
-            yield batch, values
-        elif len(batch) > 1:
-            half = len(batch) // 2
-            yield from self._score_or_split(sequences, batch[:half])
-            yield from self._score_or_split(sequences, batch[half:])
-        else:
-            prompt_ids, response_ids = sequences[batch[0]]
-            length = len(prompt_ids) + len(response_ids)
-            raise ModelError(f"not enough memory to score one sequence of {length} tokens. Lower data.max_length or take a smaller model.")
+        def score(batch: list[int]) -> list[Tensor]:
+            return [values.cpu() for values in self.token_logps([sequences[i] for i in batch])]
+
+        for batch in cut_into_batches([[sequence] for sequence in sequences], tokens_per_batch):
+            yield from or_halves(batch, score, tokens=lambda i: len(sequences[i].prompt_ids) + len(sequences[i].response_ids))
+
+
+def or_halves(batch: list[Unit], score: Callable[[list[Unit]], Scored], *, tokens: Callable[[Unit], int]) -> Iterator[tuple[list[Unit], Scored]]:
+    """`batch` and what `score` makes of it; where it does not fit into memory its two halves, and so on. Raises ModelError where one unit does not
+    fit alone, whose longest sequence has `tokens`."""
+    try:
+        scored = [score(batch)]
+    except (RuntimeError, MemoryError) as problem:
+        if not lacks_memory(problem):
+            raise
+        scored = []
+    if scored:
+        yield batch, scored[0]
+    elif len(batch) > 1:
+        half = len(batch) // 2
+        yield from or_halves(batch[:half], score, tokens=tokens)
+        yield from or_halves(batch[half:], score, tokens=tokens)
+    else:
+        length = tokens(batch[0])
+        raise ModelError(f"not enough memory to score one sequence of {length} tokens. Lower data.max_length or take a smaller model.")
 
 
 def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0) -> Parity:

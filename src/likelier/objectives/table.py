@@ -77,6 +77,7 @@ class Objective:
     given: Mapping[str, Any] = field(default_factory=dict)
     margin_scale: float = 0.0
     terms: tuple["Objective", ...] = ()  # of a sum
+    made_as: str = ""  # what `make_objective` was asked for, which tells two objectives apart
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -163,7 +164,8 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
         names = f"It takes: {', '.join(takes)}." if takes else "It takes none."
         raise RecipeError(f"objective.{given}: `{name}` does not take it.{did_you_mean(given, takes)} {names}")
     weights = [weight for weight, _ in terms]
-    return made[0] if weights == [1] else weighted_sum(weights, made)
+    objective = made[0] if weights == [1] else weighted_sum(weights, made)
+    return replace(objective, made_as=f"{name} {sorted(hyperparameters.items())}")
 
 
 def taken_by(row: Objective) -> list[str]:

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from likelier.adapters import start_files
 from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
@@ -26,9 +24,8 @@ from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
-from likelier.four_bits import quantisation
 from likelier.logprobs.examples import mismatched, sequences_of
-from likelier.logprobs.reference import ReferenceStore, fill, identity
+from likelier.logprobs.reference import ReferenceStore, fill, identity, numerics_of
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
 from likelier.model_files import cache_dir
 from likelier.models import (
@@ -44,12 +41,12 @@ from likelier.models import (
     recompute_activations,
     save_trained,
     trainable,
-    weights_dtype,
 )
 from likelier.objectives import Objective, make_objective
-from likelier.recipe import NOT_SHAPING, Recipe, load_recipe
-from likelier.rundir import RunDir, metrics_header, provenance_notes, write_atomic, write_json, write_jsonl, writing
+from likelier.recipe import Recipe
+from likelier.rundir import RunDir, provenance_notes, write_json
 from likelier.train import checkpoint
+from likelier.train.folder import check_folder, clear, open_run
 from likelier.train.lock import sole_use
 from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
@@ -83,16 +80,7 @@ class Prepared:
     @property
     def numerics(self) -> dict[str, Any]:
         """What alters a reference's numbers beside its weights."""
-        packed = quantisation(self.policy.model)
-        return {
-            "precision": self.policy.precision,
-            "weights_dtype": str(weights_dtype(self.policy.model)).removeprefix("torch."),
-            **({"quantisation": packed} if packed else {}),
-            "device": self.policy.device.type,
-            "engine": self.policy.engine,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        }
+        return numerics_of(self.policy)
 
 
 def prepare(recipe: Recipe, show: Progress) -> Prepared:
@@ -162,7 +150,7 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
         prepared = prepare(recipe, show)
         if fresh:
             clear(run)
-        open_run(run, prepared)
+        open_run(run, recipe, make_manifest(prepared))
         with heed_signals() as stop, tracked(show, recipe, run) as observed:
             _carry_out(run, prepared, observed, stop)
             stop.leave("when the model had been saved")
@@ -232,64 +220,6 @@ def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
     return store
 
 
-def check_folder(run: RunDir, recipe: Recipe, *, fresh: bool) -> None:
-    """Raises RunError if the folder holds something that this recipe must not continue or overwrite."""
-    if fresh or not run.path.exists() or not {*run.path.iterdir()} - {run.lock} - run.unfinished():
-        return
-    if not run.recipe.is_file():
-        raise RunError(f"{run.path}: this folder holds other files and is no run directory. Choose another with --out.")
-    if load_recipe(run.recipe).fingerprint() != recipe.fingerprint():
-        changed = ", ".join(_differences(load_recipe(run.recipe), recipe))
-        raise RunError(f"{run.path}: the run here has another recipe ({changed}). Choose another folder with --out, or --fresh to replace it.")
-    if run.manifest.is_file() and run.read_manifest().get("outcome"):
-        raise RunError(f"{run.path}: this run has ended. Choose another folder with --out, or --fresh to do it again.")
-
-
-def clear(run: RunDir) -> None:
-    """Remove what a run wrote, and nothing else: the manifest first, without which nothing is resumed, and the recipe last, without which the
-    folder is not a run's."""
-    forget(run)
-    with writing(run.path):
-        if run.model.exists():
-            shutil.rmtree(run.model)
-        run.recipe.unlink(missing_ok=True)
-
-
-def forget(run: RunDir) -> None:
-    """Remove all but recipe and model: what a run that begins must not find."""
-    with writing(run.path):
-        for path in (run.manifest, run.metrics, run.eval, run.samples, run.report):
-            path.unlink(missing_ok=True)
-        for folder in (run.checkpoints, run.trackers):
-            if folder.exists():
-                shutil.rmtree(folder)
-
-
-def sweep(run: RunDir) -> None:
-    """Remove what a kill in the middle of writing left behind."""
-    for path in run.unfinished():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if run.checkpoints.exists():
-        checkpoint.sweep(run.checkpoints)
-
-
-def open_run(run: RunDir, prepared: Prepared) -> None:
-    """Write recipe and manifest, or check that a resumed run still has the same data and weights. Raises RunError where it has not."""
-    manifest = make_manifest(prepared)
-    if run.manifest.is_file():
-        before = run.read_manifest()
-        for what in ("data", "model"):
-            if before[what] != manifest[what]:
-                raise RunError(f"{run.path}: the {what} are no longer those that this run began with; it cannot go on. Use --fresh or another --out.")
-        sweep(run)
-        return
-    forget(run)  # of an earlier run that somebody began to remove
-    sweep(run)
-    write_atomic(run.recipe, prepared.recipe.to_yaml())
-    write_jsonl(run.metrics, [metrics_header(manifest)])
-    write_json(run.manifest, manifest)
-
-
 def make_manifest(prepared: Prepared) -> dict[str, Any]:
     """Provenance, as rundir.py lists it; `outcome` comes at the end."""
     recipe, model = prepared.recipe, prepared.policy.model
@@ -330,9 +260,9 @@ def _announce(side: Side, show: Progress) -> None:
     for dropped in side.encoded.dropped[:10]:
         show.say(f"Dropped {dropped.id}: {dropped.reason}")
     if len(side.encoded.dropped) > 10:
-        show.say(f"Dropped {len(side.encoded.dropped)} pairs in all; the manifest names each.")
-    if side.encoded.boundary_mismatches:
-        show.say(f"{len(side.encoded.boundary_mismatches)} pairs do not decode to the template's text, first {side.encoded.boundary_mismatches[0]}.")
+        show.say(f"Dropped {len(side.encoded.dropped)} records in all; the manifest names each.")
+    if odd := side.encoded.boundary_mismatches:
+        show.say(f"{len(odd)} records do not decode to the template's text, first {odd[0]}.")
 
 
 def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
@@ -342,11 +272,6 @@ def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
         show.say(f"{margins} pairs have a margin, which this run does not look at (objective.margin_scale, docs/objectives.md).")
     if alone := len(train.records) - len(train.pairs):
         show.say(f"{alone} replies are judged alone; the audit looks at pairs only.")
-
-
-def _differences(before: Recipe, now: Recipe) -> list[str]:
-    then, today = (recipe.model_dump(exclude=NOT_SHAPING) for recipe in (before, now))
-    return [f"{section}.{name}" for section, settings in then.items() for name, value in settings.items() if value != today[section][name]]
 
 
 def _command(arguments: Sequence[str]) -> str:

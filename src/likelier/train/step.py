@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from likelier.errors import RecipeError, lacks_memory
 from likelier.examples import Example, PreferenceExample, all_pairs
-from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, replies_of, score_all_examples, score_examples
+from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, score_all_examples, score_examples, sequences_of
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import count_unique_tokens
@@ -31,12 +32,13 @@ class Task:
     show: Progress
     stop: Stop = NEVER
 
-    def point(self, examples: Sequence[Example], moving: float) -> float:
-        """`Logps.point` for `examples`: their KL for an objective that wants it, else what past steps have left, `moving`."""
+    def point(self, examples: Sequence[Example], moving: float, **options: Any) -> float:
+        """`Logps.point` for `examples`: their KL for an objective that wants it (`options` as of `estimate_kl`), else what past steps have left,
+        `moving`."""
         if not self.objective.point_is_kl:
             return moving
         assert self.reference is not None
-        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch)
+        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch, **options)
 
 
 @dataclass
@@ -70,12 +72,14 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
             step.row = tally.row()
             return step
         except (RuntimeError, MemoryError) as problem:
-            if not lacks_memory(problem) or len(failed) < 2 or task.objective.couples_pairs:
+            half = count_unique_tokens(sequences_of(failed)) // 2
+            # One pair cannot be halved, nor can one that stands in the step twice.
+            if not lacks_memory(problem) or len(failed) < 2 or half >= task.tokens_per_batch or task.objective.couples_pairs:
                 raise
         weights.forget_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        task.tokens_per_batch = count_unique_tokens([sequence for example in failed for sequence in replies_of(example)]) // 2
+        task.tokens_per_batch = half
         task.show.say(f"Not enough memory for a batch; from here on in batches of {task.tokens_per_batch} tokens.")
 
 
@@ -101,7 +105,7 @@ def _add_batch(
 def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row | None:
     """Means over held-out examples, without gradient; None if a stop was asked for before the end."""
     tally = Tally(task.objective, pairs=all_pairs(examples))
-    point = task.point(examples, moving)
+    point = task.point(examples, moving, until=task.stop.until)
     batches = score_all_examples(
         *(task.policy, task.reference, examples),
         tokens_per_batch=task.tokens_per_batch,

@@ -208,6 +208,7 @@ class Trainer:
         return {
             "weights": {name: list(weight.shape) for name, weight in self._training.weights.by_name.items()},
             "examples": digest.hexdigest(),
+            "objective": self.objective.made_as,
             "settings": self._settings.model_dump(exclude=NOT_SHAPING["train"]),
         }
 
