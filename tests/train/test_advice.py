@@ -52,6 +52,7 @@ CASES = [
     ("length-bias", Weight.WARNING, "ld-dpo, r-dpo or simpo", replace(SOUND, findings={"length-bias": "warn"})),
     ("length-bias", Weight.REMARK, "balance-length", replace(SOUND, findings={"length-bias": "warn"}, chosen_length=10)),
     ("learning-rate", Weight.REMARK, "train.learning_rate: 0.0005", replace(SOUND, learning_rate=2e-3)),
+    ("learning-rate", Weight.REMARK, "train.learning_rate: 0.0005", replace(SOUND, learning_rate=2e-3, method="qlora")),
     ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-4, method="full")),
     ("learning-rate", Weight.REMARK, "train.learning_rate: 5e-07", replace(SOUND, learning_rate=1e-7, method="full")),
     ("beta", Weight.REMARK, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.6})),
@@ -88,6 +89,7 @@ SILENT = [
     replace(SOUND, settings={"beta": 0.5}, learning_rate=5e-6, method="full"),
     replace(SOUND, end_logp=None, fits=None, memory_free=None, chosen_length=None, cache_free=None, disk_free=None),
     replace(SOUND, pairs=150, learning_rate=1e-4),
+    replace(SOUND, pairs=150, learning_rate=1e-4, method="qlora"),
 ]
 
 
@@ -106,6 +108,14 @@ def test_the_weights_that_kto_is_advised_to_take_need_no_further_advice(good, ba
     mended = replace(facts, settings={**settings, name: float(value)})
     assert float(value) >= settings[name]
     assert not [advice for advice in advise(mended) if advice.rule == "kto-balance"]
+
+
+def test_a_mixture_is_not_sent_to_objectives_of_pairs():
+    """Those refuse its single replies."""
+    facts = replace(KTO, good=50, bad=50, findings={"length-bias": "warn"})
+    for chosen_length in (100, 10):
+        [given] = [advice for advice in advise(replace(facts, chosen_length=chosen_length)) if advice.rule == "length-bias"]
+        assert given.change == "`likelier fix --do balance-length`"
 
 
 def test_the_weightiest_stands_first():

@@ -38,7 +38,7 @@ class Facts:
     usual_beta: float | None  # the default of the first term that has one
     paired: bool
     needs_reference: bool
-    method: str  # lora or full
+    method: str  # lora, qlora or full
     learning_rate: float
     epochs: float  # passes over the training records that the steps make
     steps: int
@@ -172,12 +172,14 @@ def length_bias(facts: Facts) -> Iterator[Advice]:
     if {"ld-dpo", "r-dpo", "simpo", "length-normalised-dpo"} & {*facts.terms}:
         return
     lengths = f"chosen replies have {facts.chosen_length:.0f} tokens and rejected ones {facts.rejected_length:.0f}"
+    of_pairs = "objective.name: {}; or " if facts.paired else ""
+    balance = "`likelier fix --do balance-length`"
     if facts.chosen_length > facts.rejected_length:
         reason = f"The audit found a length bias, and {lengths}: the model will learn to write more, whatever it says."
-        yield Advice("length-bias", Weight.WARNING, reason, "objective.name: ld-dpo, r-dpo or simpo; or `likelier fix --do balance-length`")
+        yield Advice("length-bias", Weight.WARNING, reason, of_pairs.format("ld-dpo, r-dpo or simpo") + balance)
     else:
         reason = f"The audit found that the shorter reply wins ({lengths}). If brevity is not part of the lesson, it will be learnt all the same."
-        yield Advice("length-bias", Weight.REMARK, reason, "objective.name: ld-dpo or simpo; or `likelier fix --do balance-length`")
+        yield Advice("length-bias", Weight.REMARK, reason, of_pairs.format("ld-dpo or simpo") + balance)
 
 
 def kto_balance(facts: Facts) -> Iterator[Advice]:
@@ -199,7 +201,7 @@ def kto_balance(facts: Facts) -> Iterator[Advice]:
 
 def learning_rate(facts: Facts) -> Iterator[Advice]:
     """Outside the usual range; far outside it is a warning."""
-    usual = LORA_RATES if facts.method == "lora" else WRITING_RATES if WRITING & {*facts.terms} else FULL_RATES
+    usual = LORA_RATES if facts.method != "full" else WRITING_RATES if WRITING & {*facts.terms} else FULL_RATES
     if within(facts.learning_rate, usual):
         return
     low, high = usual
@@ -240,7 +242,7 @@ def small_set(facts: Facts) -> Iterator[Advice]:
     """Few records: an adapter, a low rate, one to three passes."""
     if facts.records >= SMALL:
         return
-    _, high = LORA_RATES if facts.method == "lora" else FULL_RATES
+    _, high = LORA_RATES if facts.method != "full" else FULL_RATES
     changes = [
         *(["train.method: lora"] if facts.method == "full" else []),
         *([f"train.learning_rate below {high / 5:g}"] if facts.learning_rate > high / 5 else []),

@@ -174,7 +174,7 @@ def _disk(prepared: "Prepared") -> dict[str, int]:
     a checkpoint is whole before the one before it goes."""
     model, settings = prepared.policy.model, prepared.recipe.train
     trained = 4 * sum(p.numel() for p in trainable(model).values())
-    saved = trained if settings.method == "lora" else sum(p.numel() * p.element_size() for p in model.parameters())
+    saved = trained if settings.method != "full" else sum(p.numel() * p.element_size() for p in model.parameters())
     checkpoint = 3 * trained if settings.checkpoint_every else 0
     best = trained if prepared.held_out.examples else 0
     return {"checkpoint": checkpoint, "best": best, "model": saved, "most": best + max(2 * checkpoint, checkpoint + saved)}
