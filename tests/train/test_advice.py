@@ -45,6 +45,8 @@ CASES = [
     ("disk", Weight.PROBLEM, "out: a folder on another disk", replace(SOUND, disk_bytes=101)),
     ("unpaired", Weight.PROBLEM, "objective.name: kto", replace(SOUND, pairs=900, good=60, bad=40)),
     ("paired", Weight.REMARK, "objective.name: dpo", KTO),
+    ("one-kind", Weight.WARNING, "bad replies as well", replace(KTO, pairs=0, good=300)),
+    ("one-kind", Weight.WARNING, "good replies as well", replace(KTO, pairs=0, bad=300)),
     ("base-model", Weight.WARNING, "orpo", replace(SOUND, has_template=False)),
     ("base-model", Weight.WARNING, "orpo", replace(SOUND, end_logp=-9.0)),
     ("label-noise", Weight.WARNING, "label_smoothing: 0.1", replace(SOUND, findings={"label-noise": "warn"})),
@@ -88,6 +90,7 @@ SILENT = [
     replace(SOUND, terms=("simpo",), settings={"beta": 2.5}, usual_beta=2.0),
     replace(SOUND, settings={"beta": 0.5}, learning_rate=5e-6, method="full"),
     replace(SOUND, end_logp=None, fits=None, memory_free=None, chosen_length=None, cache_free=None, disk_free=None),
+    replace(KTO, pairs=0, good=120, bad=100),
     replace(SOUND, pairs=150, learning_rate=1e-4),
     replace(SOUND, pairs=150, learning_rate=1e-4, method="qlora"),
 ]

@@ -182,6 +182,15 @@ def length_bias(facts: Facts) -> Iterator[Advice]:
         yield Advice("length-bias", Weight.REMARK, reason, of_pairs.format("ld-dpo or simpo") + balance)
 
 
+def one_kind(facts: Facts) -> Iterator[Advice]:
+    """Nothing to tell apart: all replies are good, or all bad."""
+    if facts.paired or facts.pairs or bool(facts.good) == bool(facts.bad):
+        return
+    kind, other = ("good", "bad") if facts.good else ("bad", "good")
+    reason = f"All {facts.records:,} replies are {kind}: {facts.objective} learns from good and bad ones, and has nothing to tell apart."
+    yield Advice("one-kind", Weight.WARNING, reason, f"data.train: {other} replies as well")
+
+
 def kto_balance(facts: Facts) -> Iterator[Advice]:
     """KTO's weights have to make good for unequal counts."""
     good, bad = facts.good + facts.pairs, facts.bad + facts.pairs
@@ -284,7 +293,7 @@ def dropped_for_length(facts: Facts) -> Iterator[Advice]:
 
 
 RULES = (
-    *(memory, disk, labels_and_objective, base_model, label_noise, length_bias, kto_balance),
+    *(memory, disk, labels_and_objective, base_model, label_noise, length_bias, one_kind, kto_balance),
     *(learning_rate, beta, epochs, small_set, few_steps, unread_margins, batch_below_longest, dropped_for_length),
 )
 """All rules, in the order in which equally weighty advice is given."""
