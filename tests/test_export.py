@@ -279,6 +279,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_run,
         export_run(run, tmp_path / "full")
     with pytest.raises(RunError, match=r"mine.txt: something is here already"):
         export_run(run, tmp_path / "full" / "mine.txt")
+    with pytest.raises(RunError, match="lies in the run's own folder"):
+        export_run(run, run.path / "model" / "exported")
     with pytest.raises(RunError, match="exported as it was trained"):
         export_run(run, out, adapter=True, precision="bf16")
     with pytest.raises(RunError, match="not a run directory"):

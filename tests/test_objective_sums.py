@@ -25,7 +25,7 @@ def made(*, reference=True, margins=None, point=0.3) -> Logps:
     def values(lengths):
         return -3 * torch.rand(sum(lengths), generator=draw, dtype=torch.float64)
 
-    sides = [Responses(values(lengths), values(lengths), torch.tensor(lengths)) for lengths in (CHOSEN, REJECTED)]
+    sides = [Responses(values(lengths), values(lengths), torch.tensor(lengths), values(lengths)) for lengths in (CHOSEN, REJECTED)]
     return Logps(*(side if reference else replace(side, reference_N=None) for side in sides), margins_B=margins, point=point)
 
 
@@ -160,7 +160,7 @@ def test_margins_in_losses_that_are_not_of_h_alone():
         return torch.log1p(torch.exp(-margin_B))
 
     fallen_B = (-logps.chosen.log_ratio_B).clamp(min=0)
-    weight_B = torch.exp(logps.chosen.policy_mean_B + logps.rejected.policy_mean_B)
+    weight_B = torch.exp(logps.chosen.aligned_mean_B + logps.rejected.aligned_mean_B)
     mean = 0.1 * float((gap_B + 0.6 * MARGINS).mean())  # of the rewards, which know no margin, as what it is compared with
     wanted = {
         "rpo": lost(0.1 * gap_B) - logps.chosen.policy_mean_B,

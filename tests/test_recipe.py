@@ -171,7 +171,7 @@ def test_weights_of_a_sum_are_numbers_above_0(weight):
 
 
 def test_objectives_beside_a_name_or_unknown_ones_are_refused():
-    assert "`objective.sft` is not a setting." in refusal({**LEAST, "objective": {"name": "dpo", "sft": 0.2}})
+    assert "a sum has no name beside its weights. Leave `name` out, or `sft`" in refusal({**LEAST, "objective": {"name": "dpo", "sft": 0.2}})
     assert "`objective.sftt` is not a setting. Did you mean `sft`?" in refusal({**LEAST, "objective": {"dpo": 1.0, "sftt": 0.2}})
     assert "`objective.simp0` is not a setting. Did you mean `simpo`?" in refusal({**LEAST, "objective": {"simp0": 1.0}})
 
@@ -196,6 +196,7 @@ def test_numbers_as_people_write_them(tmp_path):
             "r.yaml: `train.learning_rat` is not a setting. Did you mean `learning_rate`? Known here: method,",
         ),
         (with_setting("objective.betta", 0.1), "`objective.betta` is not a setting. Did you mean `beta`?"),
+        ({**LEAST, "objective": "ipo"}, "`objective`: a mapping of settings belongs here, like `objective: {name: ipo}` (given: 'ipo')."),
         (with_setting("adapter.xyzzy", 1), "`adapter.xyzzy` is not a setting. Known here: rank, alpha"),
         ({**LEAST, 7: 1}, "`7`"),
         ({**LEAST, "train": {True: 1}}, "Keys should be strings (given: True)"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from likelier.changes import Finding, has_reference, held_out_measures, list_changes, probe_row
+from likelier.changes import Finding, has_reference, held_out_amount, held_out_measures, list_changes, probe_row
 from likelier.model_files import EMBEDDED, embedded_gguf, hub_name
 from likelier.recipe import OBJECTIVES, Recipe
 from likelier.wording import UNKNOWN, count
@@ -98,11 +98,13 @@ def loading(recipe: Recipe, *, adapter: bool) -> str:
 
 def _summary(recipe: Recipe, manifest: Mapping[str, Any]) -> str:
     outcome = manifest["outcome"]
+    what = "records" if manifest["data"]["train"].get("unpaired") else "pairs"
+    held_out = "replies" if (manifest["data"]["eval"] or {}).get("unpaired") else "pairs"
     accuracy = f"{outcome['best_accuracy']:.1%}" if outcome["best_accuracy"] is not None else "not measured"
     return (
         f"Objective `{recipe.objective.name}` ({_hyperparameters(recipe)}), "
-        f"{count(outcome['steps'], 'step')} of {recipe.train.pairs_per_step} pairs. "
-        f"Accuracy on held-out pairs: {accuracy} (step {outcome['best_step']})."
+        f"{count(outcome['steps'], 'step')} of {recipe.train.pairs_per_step} {what}. "
+        f"Accuracy on held-out {held_out}: {accuracy} (step {outcome['best_step']})."
     )
 
 
@@ -115,8 +117,8 @@ def _evaluated(evaluation: Mapping[str, Any], manifest: Mapping[str, Any]) -> It
     changed, unchanged = list_changes(evaluation, has_reference=has_reference(manifest.get("reference")))
     yield "## What changed\n\n" + _findings(changed, "Nothing that was measured.")
     yield "## What did not\n\n" + _findings(unchanged, "Nothing that was measured.")
-    measures = [(measure.title, measure.value, measure.ends, measure.note) for measure in held_out_measures(evaluation["held_out"])]
-    yield f"## On {count(evaluation['pairs'], 'held-out pair')}\n\n" + _table(("", "value", "95% interval", ""), measures)
+    measures = [(measure.title, measure.value, measure.ends, measure.note) for measure in held_out_measures(evaluation)]
+    yield f"## On {held_out_amount(evaluation)}\n\n" + _table(("", "value", "95% interval", ""), measures)
     if probes := [probe_row(probe) for probe in evaluation.get("probes") or []]:
         rows = [
             (p.title, p.items, _with(p.before, p.before_ends), _with(p.after, p.after_ends), _with(p.difference, p.difference_ends)) for p in probes
@@ -171,6 +173,8 @@ def _audit(manifest: Mapping[str, Any]) -> str:
         return "\nThe training pairs were not audited.\n"
     accepted = f" Trained in spite of: {', '.join(audit['accepted'])}." if audit.get("accepted") else ""
     rows = [(finding["title"], finding["verdict"], finding["summary"]) for finding in audit.get("findings") or []]
+    if not manifest["data"]["train"]["pairs"]:
+        return "\nThe audit looks at pairs; replies judged alone were not audited.\n"
     return f"\nVerdict of the audit of the training pairs: {audit['verdict']}.{accepted}\n\n" + (
         _table(("check", "verdict", ""), rows) if rows else ""
     )

@@ -67,13 +67,30 @@ HELD_OUT = (
 )
 
 
-def held_out_measures(held_out: Mapping[str, Any]) -> list[Measure]:
+OF_REPLIES = (
+    ("accuracy", "Accuracy", "good replies that became likelier, bad ones that became less likely; chance is 50%", "share"),
+    ("chosen_reward", "Reward of good replies", "", ""),
+    ("rejected_reward", "Reward of bad replies", "", ""),
+    HELD_OUT[-1],
+)
+"""The same where replies are judged one by one."""
+
+
+def held_out_measures(evaluation: Mapping[str, Any]) -> list[Measure]:
     """Rows of the held-out table; what was not measured is left out."""
+    held_out = evaluation["held_out"]
     return [
         _measure(title, held_out[name].get("note") or note, Interval.from_dict(held_out[name]), unit, point=0.5 if name == "accuracy" else 0.0)
-        for name, title, note, unit in HELD_OUT
+        for name, title, note, unit in (OF_REPLIES if evaluation.get("replies") else HELD_OUT)
         if held_out.get(name)
     ]
+
+
+def held_out_amount(evaluation: Mapping[str, Any]) -> str:
+    """ "50 held-out pairs", or "9 held-out replies" where some are judged alone: a pair then counts as two."""
+    if evaluation.get("replies"):
+        return count(evaluation["replies"], "held-out reply", "held-out replies")
+    return count(evaluation["pairs"], "held-out pair")
 
 
 def reason_measures(by_reason: Mapping[str, Any]) -> list[Measure]:

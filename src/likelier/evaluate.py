@@ -192,7 +192,7 @@ def measure_replies(held_out: Side, objective: Objective, *, policy: LogpsOf, re
     logps = Logps(_responses(sides[True], policy, reference), _responses(sides[False], policy, reference))
     good_B, bad_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
     both = _numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
-    measured = {"accuracy": bootstrap(np.concatenate([correct(good_B), correct(-bad_B)]), both).as_dict()}
+    measured = {"accuracy": bootstrap(correct(np.concatenate([good_B, -bad_B])), both).as_dict()}
     for name, values_B, label in (("chosen_reward", good_B, True), ("rejected_reward", bad_B, False)):
         if len(values_B):
             measured[name] = bootstrap(values_B, clusters[label]).as_dict()
@@ -339,7 +339,7 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
     encoder = Encoder(tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     held_out = _held_out(run, manifest, recipe, encoder)
     if not held_out.records:
-        say("No pairs were held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
+        say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
     exam = make_exam(recipe, tokenizer, held_out, end_token_id=encoder.end_token_id, say=say)
     arithmetic = {"engine": numerics["engine"], "precision": numerics["precision"], "pad_id": encoder.end_token_id}

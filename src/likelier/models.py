@@ -246,6 +246,9 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, *, card: str, notes: 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     # Of an adapter of the head PEFT would save the base's own embedding, too.
     adapter = {"selected_adapters": [TRAINED], "save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    for config in getattr(model, "peft_config", {}).values():
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)  # a set is written in any order, and equal runs leave equal files
     try:
         with writing(folder):
             model.save_pretrained(temporary, **adapter)

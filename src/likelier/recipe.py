@@ -105,8 +105,10 @@ class ObjectiveSettings(Section):
     def _sum_of_terms(cls, settings: Any) -> Any:
         """`{dpo: 1.0, sft: 0.2}` is the sum of these objectives; what else the section holds are settings."""
         terms = {name: weight for name, weight in settings.items() if name in OBJECTIVES} if isinstance(settings, dict) else {}
-        if not terms or "name" in settings:
+        if not terms:
             return settings
+        if "name" in settings:
+            raise ValueError(f"a sum has no name beside its weights. Leave `name` out, or {', '.join(f'`{name}`' for name in terms)}")
         try:
             weights = TypeAdapter(dict[str, Positive]).validate_python(terms)
         except ValidationError:
@@ -277,5 +279,7 @@ def _explain(fault: Any) -> str:
             section = section.model_fields[parent].annotation
         known = [*section.model_fields, *(OBJECTIVES if section is ObjectiveSettings else ())]
         return f"`{key}` is not a setting.{did_you_mean(str(name), known)} Known here: {', '.join(section.model_fields)}."
+    if fault["type"] == "model_type":
+        return f"`{key}`: a mapping of settings belongs here, like `{key}: {{name: {fault['input']}}}` (given: {fault['input']!r})."
     message = fault["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     return f"`{key}`: {message} (given: {fault['input']!r})." if fault["loc"] else f"{message}."

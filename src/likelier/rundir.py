@@ -132,6 +132,8 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as problem:
         if not disk_fault(problem):
             raise
+        if isinstance(problem, FileExistsError | NotADirectoryError | FileNotFoundError):
+            raise RunError(f"{path}: this could not be written ({problem}): no folder can be made there. Choose another path.") from problem
         raise RunError(
             f"{path}: this could not be written ({problem}). What the run wrote before, its last checkpoint too, is whole: free space on that disk, "
             "or get leave to write there, and the same command, without --fresh, goes on."

@@ -49,6 +49,8 @@ CASES = [
     ("disk", Weight.PROBLEM, "out: a folder on another disk", replace(SOUND, disk_bytes=101)),
     ("unpaired", Weight.PROBLEM, "objective.name: kto", replace(SOUND, pairs=900, good=60, bad=40)),
     ("paired", Weight.REMARK, "objective.name: dpo", KTO),
+    ("one-kind", Weight.WARNING, "bad replies as well", replace(KTO, pairs=0, good=300)),
+    ("one-kind", Weight.WARNING, "good replies as well", replace(KTO, pairs=0, bad=300)),
     ("base-model", Weight.WARNING, "orpo", replace(SOUND, has_template=False)),
     ("base-model", Weight.WARNING, "orpo", replace(SOUND, end_logp=-9.0)),
     ("label-noise", Weight.WARNING, "label_smoothing: 0.1", replace(SOUND, findings={"label-noise": "warn"})),
@@ -56,6 +58,7 @@ CASES = [
     ("length-bias", Weight.WARNING, "ld-dpo, r-dpo or simpo", replace(SOUND, findings={"length-bias": "warn"})),
     ("length-bias", Weight.REMARK, "balance-length", replace(SOUND, findings={"length-bias": "warn"}, chosen_length=10)),
     ("learning-rate", Weight.REMARK, "train.learning_rate: 0.0005", replace(SOUND, learning_rate=2e-3)),
+    ("learning-rate", Weight.REMARK, "train.learning_rate: 0.0005", replace(SOUND, learning_rate=2e-3, method="qlora")),
     ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-4, method="full")),
     ("learning-rate", Weight.REMARK, "train.learning_rate: 5e-07", replace(SOUND, learning_rate=1e-7, method="full")),
     ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-7, method="qlora")),
@@ -92,6 +95,7 @@ SILENT = [
     replace(SOUND, terms=("simpo",), settings={"beta": 2.5}, usual_beta=2.0),
     replace(SOUND, settings={"beta": 0.5}, learning_rate=5e-6, method="full"),
     replace(SOUND, end_logp=None, fits=None, memory_free=None, chosen_length=None, cache_free=None, disk_free=None),
+    replace(KTO, pairs=0, good=120, bad=100),
     replace(SOUND, pairs=150, learning_rate=1e-4),
     replace(SOUND, pairs=150, learning_rate=1e-4, method="qlora"),
 ]
@@ -114,6 +118,7 @@ def test_the_weights_that_kto_is_advised_to_take_need_no_further_advice(good, ba
     assert not [advice for advice in advise(mended) if advice.rule == "kto-balance"]
 
 
+<<<<<<< HEAD
 def test_what_is_done_already_is_no_way_to_take_less():
     frugal = {"optimizer": "adamw-8bit", "recomputes": True, "fits": False, "disk_bytes": 101}
     for facts in (replace(SOUND, method="qlora", **frugal), replace(FULL, bf16_weights="stochastic-rounding", precision="bf16", **frugal)):
@@ -122,6 +127,14 @@ def test_what_is_done_already_is_no_way_to_take_less():
             assert done not in told
         assert ("train.method: lora" in told) == (facts.method == "full")
     assert "stochastic-rounding" not in advise(replace(FULL, fits=False))[0].change  # in fp32
+=======
+def test_a_mixture_is_not_sent_to_objectives_of_pairs():
+    """Those refuse its single replies."""
+    facts = replace(KTO, good=50, bad=50, findings={"length-bias": "warn"})
+    for chosen_length in (100, 10):
+        [given] = [advice for advice in advise(replace(facts, chosen_length=chosen_length)) if advice.rule == "length-bias"]
+        assert given.change == "`likelier fix --do balance-length`"
+>>>>>>> review-b
 
 
 def test_the_weightiest_stands_first():

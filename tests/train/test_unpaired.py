@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,31 @@ def test_held_out_replies_without_a_partner(judged):
     assert all(row["chosen"] is None or row["chosen"].startswith("Behind") for row in run.read_samples())
     from likelier.report import write_report
 
-    assert "12 held-out replies" in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert "12 held-out replies" in page
+    words = re.sub(r"<[^>]*>", " ", page)
+    assert {"Reward of good replies", "Held-out replies", "Mean over replies"} <= set(
+        re.findall("Reward of good replies|Held-out replies|Mean over replies", words)
+    )
+    assert not re.search(r"0 (held-out )?pairs|whose chosen reply gets the higher reward; chance|Chosen replies are|Pairs by number", words)
+    card = (run.model / "README.md").read_text()
+    for sentence in ("steps of 4 records", "Accuracy on held-out replies", "replies judged alone were not audited"):
+        assert sentence in card
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_held_out_replies_of_one_kind(judged, label):
+    """The other kind has no rewards, and accuracy is of those that there are."""
+    held_out = [row for row in judged_rows(unseen_rows(6)) if row["label"] == label]
+    run = train_recipe(judged(judged_rows(pair_rows(30)), held_out))
+    result = evaluate(run)
+    assert result["replies"] == 6
+    assert ("chosen_reward" in result["held_out"], "rejected_reward" in result["held_out"]) == (label, not label)
+    from likelier.report import write_report
+
+    page = write_report(run).read_text()
+    assert "Of 6 held-out replies" in page
+    assert "lengths were not recorded" not in page
 
 
 def test_steps_of_one_side_only_have_no_margin(judged):
@@ -102,7 +127,7 @@ def test_pairs_are_asked_for_by_name_where_an_objective_needs_them(judged):
 def test_what_nothing_looks_at_is_said(judged):
     show = Heard()
     prepare(judged([*judged_rows(pair_rows(10)), {**pair_rows(12)[11], "margin": 2.0}]), show)
-    assert "1 pairs have a margin" in " ".join(show.said)
+    assert "1 margin of pairs in the data" in " ".join(show.said)
     assert "20 replies are judged alone" in " ".join(show.said)
 
 

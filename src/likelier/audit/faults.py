@@ -31,7 +31,7 @@ KINDS = {
         "unpaired-records",
         "Unpaired records",
         "judge one reply and are not audited",
-        "Leave them out: this version trains on pairs alone.",
+        "Train on them with `objective.name` kto, bco or apo-zero-unpaired; for an objective of pairs leave them out.",
     ),
     "malformed": _Kind(
         "unreadable-rows",

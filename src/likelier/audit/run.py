@@ -159,7 +159,7 @@ def read_each(sources: Sources, on_bad: OnBad, seen: Counter[str] | None = None)
         if isinstance(record, Pair):
             yield record
         else:
-            on_bad(DataError("this record judges one reply, and a pair compares two. Leave such records out.", kind="unpaired", where=record.id))
+            on_bad(DataError("this record judges one reply, and a pair compares two.", kind="unpaired", where=record.id))
 
 
 def pass_over(problem: DataError) -> None:

@@ -155,7 +155,7 @@ def make_objective(name: str, **hyperparameters: Any) -> Objective:
     for _, term in terms:
         if term not in TABLE:
             known = f"Known: {', '.join(TABLE)}."
-            raise RecipeError(f"objective.name: there is no objective `{term}`.{did_you_mean(term, TABLE)} {known}")
+            raise RecipeError(f"objective.name: there is no objective `{term}`.{did_you_mean(term.lower(), TABLE)} {known}")
         own = {given: value for given, value in hyperparameters.items() if given in taken_by(TABLE[term])}
         taken |= own.keys()
         made.append(_with_settings(term, own))
@@ -189,7 +189,7 @@ def parse_sum(name: str) -> list[tuple[float, str]]:
     """Weights and names of the terms of "dpo + 0.2 sft". Raises RecipeError for what is no such sum."""
     terms = []
     for term in name.split("+"):
-        match = re.fullmatch(r"\s*(?:([0-9.e-]+)\s*\*?\s+)?([a-z][a-z0-9-]*)\s*", term)
+        match = re.fullmatch(r"\s*(?:([0-9.e-]+)\s*\*?\s+)?([A-Za-z][A-Za-z0-9-]*)\s*", term)
         try:
             weight = float(match[1] or 1) if match else 0.0
         except ValueError:

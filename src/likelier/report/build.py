@@ -63,11 +63,13 @@ def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "unchanged": unchanged,
         "unchanged_empty": view.no_findings(unchanged, evaluation, "stayed the same"),
         "evaluation": evaluation,
-        "measures": held_out_measures(evaluation["held_out"]) if evaluation else [],
+        "measures": held_out_measures(evaluation) if evaluation else [],
         "reasons": reason_measures(evaluation.get("by_reason") or {}) if evaluation else [],
         "calibration": _calibration(evaluation.get("calibration")) if evaluation else None,
         "probes": [probe_row(probe) for probe in evaluation.get("probes") or []] if evaluation else [],
-        "curves": draw_curves(train, held_out, expected_loss=_expected_loss(recipe, manifest), best_step=_best_step(manifest)),
+        "curves": draw_curves(
+            train, held_out, expected_loss=_expected_loss(recipe, manifest), best_step=_best_step(manifest), alone=view.judged_alone(manifest)
+        ),
         "held_out_curves": bool(held_out),
         "smoothed": len(train) >= plots.RUNNING_MEAN_FROM,
         "best_step": _best_step(manifest),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from likelier.report import plots
@@ -58,13 +58,32 @@ PANELS = (
 )
 
 
-def draw_curves(train: Sequence[Row], held_out: Sequence[Row], *, expected_loss: float | None, best_step: int | None) -> list[Drawing]:
-    """One drawing for each panel that has numbers. `expected_loss` is that of a policy equal to its reference: log 2 for DPO."""
+OF_REPLIES = {
+    "loss": "Mean over replies; lower is better.",
+    "accuracy": "Single replies: the share on the right side of the reference point. Pairs: those whose chosen reply gets the higher reward.",
+    "margin": "Mean reward of good replies minus that of bad ones.",
+}
+"""Notes of panels where replies are judged one by one."""
+
+SIDES_ALONE = {"chosen": "good", "rejected": "bad"}
+
+
+def draw_curves(
+    train: Sequence[Row], held_out: Sequence[Row], *, expected_loss: float | None, best_step: int | None, alone: bool = False
+) -> list[Drawing]:
+    """One drawing for each panel that has numbers. `expected_loss` is that of a policy equal to its reference: log 2 for DPO. `alone` says that
+    replies were judged one by one."""
     levels = {"accuracy": (0.5, "chance"), "margin": (0.0, ""), "rewards": (0.0, "")}
     if expected_loss is not None:
         is_log_2 = math.isclose(expected_loss, math.log(2), abs_tol=1e-4)
         levels["loss"] = (expected_loss, "log 2" if is_log_2 else f"untrained: {number(expected_loss)}")
-    return [drawing for panel in PANELS if (drawing := _draw(panel, train, held_out, levels.get(panel.name, (None, "")), best_step))]
+    panels = [_of_replies(panel) for panel in PANELS] if alone else PANELS
+    return [drawing for panel in panels if (drawing := _draw(panel, train, held_out, levels.get(panel.name, (None, "")), best_step))]
+
+
+def _of_replies(panel: Panel) -> Panel:
+    sides = tuple((field, SIDES_ALONE.get(name, name), color, css) for field, name, color, css in panel.sides)
+    return replace(panel, note=OF_REPLIES.get(panel.name, panel.note), sides=sides)
 
 
 def _draw(panel: Panel, train: Sequence[Row], held_out: Sequence[Row], level: tuple[float | None, str], best_step: int | None) -> Drawing | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likelier.changes import Finding, has_reference
+from likelier.changes import Finding, has_reference, held_out_amount
 from likelier.metrics import Interval, has_apology, has_refusal, in_a_loop
 from likelier.recipe import Recipe
 from likelier.report import plots
@@ -92,10 +92,9 @@ def headline(
         accuracy = Interval.from_dict(evaluation["held_out"]["accuracy"])
         share = f"{quantity(accuracy.value, 'share')} (95% interval {ends(accuracy, 'share')})"
         if evaluation.get("replies"):
-            judged = count(evaluation["replies"], "held-out reply", "held-out replies")
-            sentences.append(f"Of {judged}, good ones became likelier and bad ones less likely in {share}.")
+            sentences.append(f"Of {held_out_amount(evaluation)}, good ones became likelier and bad ones less likely in {share}.")
         else:
-            sentences.append(f"On {count(evaluation['pairs'], 'held-out pair')} the tuned model ranks the chosen reply first in {share}.")
+            sentences.append(f"On {held_out_amount(evaluation)} the tuned model ranks the chosen reply first in {share}.")
         sentences.append(f"Of {count(changed + unchanged, 'measure')} compared with the model before, {changed} changed and {unchanged} did not.")
     elif held_out:
         last = held_out[-1]
@@ -149,11 +148,19 @@ def cautions(manifest: Manifest) -> list[str]:
         found.append(f"Trained in spite of what the audit calls fatal: {', '.join(accepted)}.")
     for side, name in (("train", "training"), ("eval", "held-out")):
         data = manifest["data"].get(side) or {}
+        alone = sum((data.get("unpaired") or {}).values())
+        what = f"{name} {'record' if alone else 'pair'}"
         if dropped := data.get("dropped"):
-            found.append(f"{count(len(dropped), f'{name} pair')} of {data['pairs'] + len(dropped):,} could not be used; the data section names them.")
+            whole = data["pairs"] + alone + len(dropped)
+            found.append(f"{count(len(dropped), what)} of {whole:,} could not be used; the data section names them.")
         if moved := data.get("boundary_mismatches"):
-            found.append(f"In {count(moved, f'{name} pair')} prompt and reply are tokenised otherwise together than apart.")
+            found.append(f"In {count(moved, what)} prompt and reply are tokenised otherwise together than apart.")
     return found
+
+
+def judged_alone(manifest: Manifest) -> bool:
+    """Whether any reply, trained on or held out, was judged without another beside it."""
+    return any((side or {}).get("unpaired") for side in manifest["data"].values())
 
 
 def audit_findings(manifest: Manifest) -> list[Finding]:
@@ -167,11 +174,12 @@ def data_view(side: str, data: Mapping[str, Any]) -> DataView:
     """Counts, lengths and their distribution for one side of the data."""
     tokens = data.get("tokens") or {}
     dropped = data.get("dropped") or []
+    sides = ("good", "bad") if data.get("unpaired") else ("chosen", "rejected")
     reasons = sorted((data.get("reasons") or {}).items(), key=lambda item: -item[1])
     return DataView(
         title={"train": "Training", "eval": "Held-out"}[side],
         facts=(
-            ("Pairs", f"{data['pairs']:,}"),
+            *([("Pairs", f"{data['pairs']:,}")] if data["pairs"] or not data.get("unpaired") else []),
             *([("Good and bad replies", f"{data['unpaired']['good']:,} and {data['unpaired']['bad']:,}")] if data.get("unpaired") else []),
             ("Prompts", f"{data['prompts']:,}"),
             ("Dropped", f"{len(dropped):,}"),
@@ -179,39 +187,44 @@ def data_view(side: str, data: Mapping[str, Any]) -> DataView:
         ),
         length_names=("mean", "5%", "median", "95%", "max"),
         lengths=tuple(
-            (name, tuple(_whole(tokens[name].get(cut)) for cut in LENGTHS)) for name in ("prompt", "chosen", "rejected") if tokens.get(name)
+            (shown, tuple(_whole(tokens[name].get(cut)) for cut in LENGTHS))
+            for name, shown in zip(("prompt", "chosen", "rejected"), ("prompt", *sides), strict=True)
+            if tokens.get(name)
         ),
-        remark=_length_remark(tokens),
-        drawings=_histograms(side, data.get("histogram")),
+        remark=_length_remark(tokens, sides),
+        drawings=_histograms(side, data.get("histogram"), sides),
         reasons=tuple((name, f"{times:,}") for name, times in reasons),
         dropped=tuple((row["id"], row["reason"]) for row in dropped[:MOST_DROPPED]),
         dropped_more=max(0, len(dropped) - MOST_DROPPED),
     )
 
 
-def _length_remark(tokens: Mapping[str, Any]) -> str:
+def _length_remark(tokens: Mapping[str, Any], sides: tuple[str, str]) -> str:
     """A model learns length when length tells the sides apart, so the difference is said in words."""
-    if not (tokens.get("chosen") and tokens.get("rejected")):
+    if not tokens:
         return "Token lengths were not recorded."
+    if not (tokens.get("chosen") and tokens.get("rejected")):
+        return ""
     chosen, rejected = tokens["chosen"]["mean"], tokens["rejected"]["mean"]
     if not rejected:
         return ""
     percent = round(100 * (chosen / rejected - 1))
     if percent == 0:
-        return "Chosen and rejected replies are equally long on average."
-    return f"Chosen replies are {abs(percent)}% {'longer' if percent > 0 else 'shorter'} than rejected ones on average."
+        return f"{sides[0].capitalize()} and {sides[1]} replies are equally long on average."
+    return f"{sides[0].capitalize()} replies are {abs(percent)}% {'longer' if percent > 0 else 'shorter'} than {sides[1]} ones on average."
 
 
-def _histograms(side: str, histogram: Mapping[str, Any] | None) -> tuple[Drawing, ...]:
+def _histograms(side: str, histogram: Mapping[str, Any] | None, sides: tuple[str, str]) -> tuple[Drawing, ...]:
     if not histogram:
         return ()
     edges, title = histogram["edges"], {"train": "Training", "eval": "Held-out"}[side].lower()
     prompts = plots.histogram(f"{side}-prompts", f"Distribution of {title} prompt lengths", edges, [(histogram["prompt"], plots.ACCENT)])
+    rows = "Pairs" if sides[0] == "chosen" else "Records"
     both = [(histogram["chosen"], plots.CHOSEN), (histogram["rejected"], plots.REJECTED)]
     replies = plots.histogram(f"{side}-replies", f"Distribution of {title} reply lengths", edges, both)
     return (
-        Drawing("Length of prompts", "Pairs by number of tokens.", (Key("accent", "prompt"),), prompts),
-        Drawing("Length of replies", "Pairs by number of tokens.", (Key("chosen", "chosen"), Key("rejected", "rejected")), replies),
+        Drawing("Length of prompts", f"{rows} by number of tokens.", (Key("accent", "prompt"),), prompts),
+        Drawing("Length of replies", f"{rows} by number of tokens.", (Key("chosen", sides[0]), Key("rejected", sides[1])), replies),
     )
 
 

@@ -188,12 +188,23 @@ def length_bias(facts: Facts) -> Iterator[Advice]:
     if {"ld-dpo", "r-dpo", "simpo", "length-normalised-dpo"} & {*facts.terms}:
         return
     lengths = f"chosen replies have {facts.chosen_length:.0f} tokens and rejected ones {facts.rejected_length:.0f}"
+    of_pairs = "objective.name: {}; or " if facts.paired else ""
+    balance = "`likelier fix --do balance-length`"
     if facts.chosen_length > facts.rejected_length:
         reason = f"The audit found a length bias, and {lengths}: the model will learn to write more, whatever it says."
-        yield Advice("length-bias", Weight.WARNING, reason, "objective.name: ld-dpo, r-dpo or simpo; or `likelier fix --do balance-length`")
+        yield Advice("length-bias", Weight.WARNING, reason, of_pairs.format("ld-dpo, r-dpo or simpo") + balance)
     else:
         reason = f"The audit found that the shorter reply wins ({lengths}). If brevity is not part of the lesson, it will be learnt all the same."
-        yield Advice("length-bias", Weight.REMARK, reason, "objective.name: ld-dpo or simpo; or `likelier fix --do balance-length`")
+        yield Advice("length-bias", Weight.REMARK, reason, of_pairs.format("ld-dpo or simpo") + balance)
+
+
+def one_kind(facts: Facts) -> Iterator[Advice]:
+    """Nothing to tell apart: all replies are good, or all bad."""
+    if facts.paired or facts.pairs or bool(facts.good) == bool(facts.bad):
+        return
+    kind, other = ("good", "bad") if facts.good else ("bad", "good")
+    reason = f"All {facts.records:,} replies are {kind}: {facts.objective} learns from good and bad ones, and has nothing to tell apart."
+    yield Advice("one-kind", Weight.WARNING, reason, f"data.train: {other} replies as well")
 
 
 def kto_balance(facts: Facts) -> Iterator[Advice]:
@@ -298,7 +309,7 @@ def dropped_for_length(facts: Facts) -> Iterator[Advice]:
 
 
 RULES = (
-    *(memory, disk, labels_and_objective, base_model, label_noise, length_bias, kto_balance),
+    *(memory, disk, labels_and_objective, base_model, label_noise, length_bias, one_kind, kto_balance),
     *(learning_rate, beta, epochs, small_set, few_steps, unread_margins, batch_below_longest, dropped_for_length),
 )
 """All rules, in the order in which equally weighty advice is given."""

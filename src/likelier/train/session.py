@@ -58,6 +58,7 @@ from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
 from likelier.train.ways import packages, require_way, way
 from likelier.weights import filed_fingerprint
+from likelier.wording import count
 
 LONG_AUDIT = 5000
 """Training pairs from which the audit is announced."""
@@ -269,9 +270,11 @@ def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
     """What the records say that nothing looks at."""
     margins = sum(pair.margin is not None for pair in train.pairs)
     if margins and not objective.margin_scale:
-        show.say(f"{margins} pairs have a margin, which this run does not look at (objective.margin_scale, docs/objectives.md).")
+        show.say(f"{count(margins, 'margin')} of pairs in the data, which this run does not look at (objective.margin_scale, docs/objectives.md).")
     if alone := len(train.records) - len(train.pairs):
-        show.say(f"{alone} replies are judged alone; the audit looks at pairs only.")
+        show.say(f"{count(alone, 'reply', 'replies')} judged alone; the audit looks at pairs only.")
+    if objective.point_is_kl and not any(example.others for example in train.examples):
+        show.say("KTO's reference point will be 0: it is estimated on replies to other prompts, and the training records have but one prompt.")
 
 
 def _command(arguments: Sequence[str]) -> str:

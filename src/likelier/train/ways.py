@@ -6,14 +6,17 @@ from typing import Any
 
 from likelier.adapters import described, start_files
 from likelier.errors import ModelError, RecipeError
-from likelier.recipe import Recipe, TrainSettings
+from likelier.recipe import AdapterSettings, Recipe, TrainSettings
 
 
 def require_way(recipe: Recipe, precision: str) -> None:
     """Raises RecipeError for settings that mean nothing together, ModelError for a package that is not installed or an adapter that is not there."""
     settings = recipe.train
-    if recipe.adapter.start and settings.method == "full":
-        raise RecipeError("adapter.start: train.method: full trains no adapter. Take lora or qlora, or merge the adapter into the base first.")
+    if settings.method == "full" and recipe.adapter != AdapterSettings():
+        default = AdapterSettings()
+        given = next(name for name in AdapterSettings.model_fields if getattr(recipe.adapter, name) != getattr(default, name))
+        mend = ", or merge the adapter into the base first" if given == "start" else " or leave it out"
+        raise RecipeError(f"adapter.{given}: train.method: full trains no adapter. Take lora or qlora{mend}.")
     if recipe.adapter.start:
         start_files(recipe.adapter.start)
     if settings.bf16_weights != "fp32-master" and (settings.method != "full" or precision != "bf16"):
