@@ -118,7 +118,6 @@ def test_the_weights_that_kto_is_advised_to_take_need_no_further_advice(good, ba
     assert not [advice for advice in advise(mended) if advice.rule == "kto-balance"]
 
 
-<<<<<<< HEAD
 def test_what_is_done_already_is_no_way_to_take_less():
     frugal = {"optimizer": "adamw-8bit", "recomputes": True, "fits": False, "disk_bytes": 101}
     for facts in (replace(SOUND, method="qlora", **frugal), replace(FULL, bf16_weights="stochastic-rounding", precision="bf16", **frugal)):
@@ -127,14 +126,14 @@ def test_what_is_done_already_is_no_way_to_take_less():
             assert done not in told
         assert ("train.method: lora" in told) == (facts.method == "full")
     assert "stochastic-rounding" not in advise(replace(FULL, fits=False))[0].change  # in fp32
-=======
+
+
 def test_a_mixture_is_not_sent_to_objectives_of_pairs():
     """Those refuse its single replies."""
     facts = replace(KTO, good=50, bad=50, findings={"length-bias": "warn"})
     for chosen_length in (100, 10):
         [given] = [advice for advice in advise(replace(facts, chosen_length=chosen_length)) if advice.rule == "length-bias"]
         assert given.change == "`likelier fix --do balance-length`"
->>>>>>> review-b
 
 
 def test_the_weightiest_stands_first():
