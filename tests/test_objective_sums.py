@@ -62,7 +62,7 @@ def test_the_gradient_of_a_sum_is_the_sum_of_gradients():
     "name",
     [
         *("", "dpo +", "+ dpo", "dpo sft", "dpo - 0.2 sft", "-1 dpo", "0 sft"),
-        *("1e999 sft", "1.2.3 sft", "0.2sft", "DPO", "dpo, sft"),
+        *("1e999 sft", "1.2.3 sft", "0.2sft", "dpo, sft"),
     ],
 )
 def test_what_is_no_sum_is_refused(name):
@@ -240,3 +240,8 @@ def test_points_settle_where_they_belong():
 
 def test_sft_in_a_sum_is_of_the_chosen_side():
     assert (make_objective("dpo + 0.2 sft").losses(made()) - dpo(made())).tolist() == pytest.approx((0.2 * sft(made())).tolist(), rel=1e-9)
+
+
+def test_a_name_in_capitals_is_met_with_the_name_that_is_meant():
+    with pytest.raises(RecipeError, match=r"there is no objective `KTO`. Did you mean `kto`\?"):
+        make_objective("KTO")

@@ -46,6 +46,7 @@ FULL = {
         "sft_weight": 0.2,
         "divergence": "alpha",
         "divergence_alpha": 0.3,
+        "alignment": "none",
         "temperature": 0.1,
         "sensitivity": 0.0,
         "desirable_weight": 1.5,

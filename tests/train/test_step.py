@@ -129,19 +129,19 @@ def test_an_evaluation_that_finds_no_memory_goes_on_in_smaller_batches(make_task
     """It may need what no step did: a step has few pairs, whatever tokens_per_batch is."""
     task = make_task(name, 10_000)
     whole = evaluate_held_out(task, examples, 0.0)
-    real, sizes = Scorer.token_logps, []
+    real, sizes = Scorer.score, []
 
-    def scarce(self, sequences):
+    def scarce(self, sequences, **options):
         sizes.append(len(sequences))
         if len(sequences) > 8:
             raise NO_MEMORY
-        return real(self, sequences)
+        return real(self, sequences, **options)
 
-    monkeypatch.setattr(Scorer, "token_logps", scarce)
+    monkeypatch.setattr(Scorer, "score", scarce)
     assert evaluate_held_out(task, examples, 0.0) == pytest.approx(whole, rel=1e-5, abs=1e-6)
     assert sizes == [24, 12, 6, 6, 12, 6, 6]
 
-    monkeypatch.setattr(Scorer, "token_logps", lambda *_: (_ for _ in ()).throw(NO_MEMORY))
+    monkeypatch.setattr(Scorer, "score", lambda *_, **__: (_ for _ in ()).throw(NO_MEMORY))
     with pytest.raises(ModelError, match=rf"one sequence of {len(cut_examples(examples, 10_000)[0][0])} tokens"):
         evaluate_held_out(task, examples, 0.0)
 

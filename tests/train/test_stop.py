@@ -22,6 +22,14 @@ from tests.train.conftest import PLACES, changed, pair_rows
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Started in the background, a process ignores Ctrl-C, and so would these runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ask(number: signal.Signals) -> None:
     """Send a signal to this process, which must heed it: otherwise the tests would end with it."""
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

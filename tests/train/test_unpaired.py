@@ -128,7 +128,7 @@ def test_what_nothing_looks_at_is_said(judged):
     show = Heard()
     prepare(judged([*judged_rows(pair_rows(10)), {**pair_rows(12)[11], "margin": 2.0}]), show)
     assert "1 margin of pairs in the data" in " ".join(show.said)
-    assert "20 replies are judged alone" in " ".join(show.said)
+    assert "20 replies judged alone" in " ".join(show.said)
 
 
 def test_weights_and_margins_that_cannot_be_heeded_are_refused(judged, tmp_path):

@@ -101,6 +101,8 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     _announce_unread(train, objective, show)
     if objective.point_is_kl:
         train, held_out = (side.with_others() for side in (train, held_out))
+        if not any(example.others for example in train.examples):
+            show.say("KTO's reference point will be 0: it is estimated on replies to other prompts, and the training records have but one prompt.")
     require_whole_steps(ExampleOrder(train.examples, settings), objective, settings.tokens_per_batch)
     if len(train.pairs) > LONG_AUDIT:
         show.say(f"Auditing {len(train.pairs):,} training pairs, which takes about a minute for 50,000 and is done once.")
@@ -273,8 +275,6 @@ def _announce_unread(train: Side, objective: Objective, show: Progress) -> None:
         show.say(f"{count(margins, 'margin')} of pairs in the data, which this run does not look at (objective.margin_scale, docs/objectives.md).")
     if alone := len(train.records) - len(train.pairs):
         show.say(f"{count(alone, 'reply', 'replies')} judged alone; the audit looks at pairs only.")
-    if objective.point_is_kl and not any(example.others for example in train.examples):
-        show.say("KTO's reference point will be 0: it is estimated on replies to other prompts, and the training records have but one prompt.")
 
 
 def _command(arguments: Sequence[str]) -> str:
