@@ -137,3 +137,14 @@ def test_an_audit_needs_no_torch(write):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "60 pairs" in done.stdout
+
+
+def test_replies_that_are_judged_alone_are_a_warning(tmp_path):
+    """They train, if not by every objective, and are no reason to say no."""
+    path = tmp_path / "thumbs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Where is room {n}?", "completion": "Upstairs.", "label": n % 2 == 0}) + "\n" for n in range(4)))
+    found = audit([path])
+    [finding] = [finding for finding in found.findings if finding.check == "unpaired-records"]
+    assert (finding.verdict, finding.count) == (Verdict.WARN, 4)
+    assert "kto" in finding.mend
+    assert found.fatal(()) == []

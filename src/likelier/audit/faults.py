@@ -12,6 +12,7 @@ class _Kind(NamedTuple):
     title: str
     what: str
     mend: str
+    verdict: Verdict = Verdict.FATAL
 
 
 KINDS = {
@@ -32,6 +33,7 @@ KINDS = {
         "Unpaired records",
         "judge one reply and are not audited",
         "Train on them with `objective.name` kto, bco or apo-zero-unpaired; for an objective of pairs leave them out.",
+        Verdict.WARN,  # they train, if not by every objective
     ),
     "malformed": _Kind(
         "unreadable-rows",
@@ -63,7 +65,7 @@ class Faults:
             self._first[fault.kind].append(fault)
 
     def findings(self, pairs: int) -> list[Finding]:
-        """One for each kind of fault, beside so many `pairs`. Any makes the data fatal: `train` would stop at it."""
+        """One for each kind of fault, beside so many `pairs`. What `train` would stop at is fatal."""
         return [self._finding(name, kind, pairs + self.total) for name, kind in KINDS.items()]
 
     def _finding(self, name: str, kind: _Kind, rows: int) -> Finding:
@@ -71,7 +73,7 @@ class Faults:
         return Finding(
             kind.check,
             kind.title,
-            Verdict.FATAL if count else Verdict.OK,
+            kind.verdict if count else Verdict.OK,
             f"{count:,} of {rows:,} rows {kind.what}." if count else "None.",
             mend=kind.mend,
             numbers=(share_of("rows", count, rows),),
