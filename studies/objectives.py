@@ -112,13 +112,17 @@ def page(rows: dict[str, dict[str, Any]], steps: int, reading: str) -> str:
         table.append(f"| `{name}` | {settings} | {' | '.join(row[column] for column in COLUMNS)} |")
     unfinished = [name for name, row in rows.items() if not row["finite"]]
     finite = "Every loss and gradient was finite." if not unfinished else f"Not finite somewhere: {', '.join(unfinished)}."
-    return TEXT.format(count=len(rows), steps=steps, pairs=16 * steps, table="\n".join(table), finite=finite, reading=reading)
+    only = "" if set(rows) == set(RUNS) else f" --only {' '.join(rows)}"
+    command = f"python studies/objectives.py --page docs/studies/objectives.md{only}"
+    return TEXT.format(command=command, count=len(rows), steps=steps, pairs=16 * steps, table="\n".join(table), finite=finite, reading=reading)
 
 
 TEXT = """# {count} objectives, one short run of each
 
-`python studies/objectives.py --page docs/studies/objectives.md` makes this page: {steps} steps of 16 of the 230 shipped support pairs ({pairs} pairs
-in all), LoRA of rank 16 at a peak rate of 2e-4, SmolLM2-135M-Instruct, two CPU cores; then the 50 held-out pairs, and 16 replies before and after.
+    {command}
+
+makes this page: {steps} steps of 16 of the 230 shipped support pairs ({pairs} pairs in all), LoRA of rank 16 at a peak rate of 2e-4,
+SmolLM2-135M-Instruct, two CPU cores; then the 50 held-out pairs, and 16 replies before and after.
 
 {table}
 
