@@ -9,8 +9,8 @@ import pytest
 
 from likelier.errors import DataError, RecipeError
 from likelier.evaluate import evaluate
+from likelier.logprobs.examples import mismatched
 from likelier.rundir import RunDir
-from likelier.train.loop import fit
 from likelier.train.progress import Progress
 from likelier.train.session import open_store, prepare, train_recipe
 from likelier.verify import verify
@@ -69,7 +69,8 @@ def test_any_mixture_trains_and_is_measured_on_held_out_pairs(judged, name, kind
     assert manifest["data"]["train"]["pairs"] == {"single replies": 0, "mixture": 10, "pairs": 30}[kind]
     result = evaluate(run)
     assert result["pairs"] == 6
-    assert result["held_out"]["accuracy"]["value"] == pytest.approx(evaluations[-1]["accuracy"]) or manifest["outcome"]["best_step"] is not None
+    [best] = [row for row in evaluations if row["step"] == manifest["outcome"]["best_step"]]
+    assert result["held_out"]["accuracy"]["value"] == pytest.approx(best["accuracy"])
     assert {check.verdict for check in verify(run.path)} == {"holds"}
 
 
@@ -167,14 +168,19 @@ def test_kill_and_resume_keeps_the_moving_point(judged, tmp_path, monkeypatch):
 
 
 def test_the_point_of_kto_is_never_that_of_the_replies_themselves(judged):
-    """Pitfall 12: no reply is compared with itself; the mismatched ones stand in the reference store before training begins."""
-    prepared = prepare(judged(judged_rows(pair_rows(30))), Progress())
+    """Pitfall 12: no reply is compared with itself; the mismatched ones stand in the reference store, of held-out pairs too."""
+    recipe = judged(judged_rows(pair_rows(30)), train={"max_steps": 1})
+    prepared = prepare(recipe, Progress())
     for example in prepared.train.examples:
         others = {e.prompt_ids for e in prepared.train.examples for reply in example.others if reply in e.replies}
         assert example.others
         assert example.prompt_ids not in others
-    assert open_store(prepared, Progress()).damaged == []
-    assert fit is not None
+    wanted = mismatched([*prepared.train.examples, *prepared.held_out.examples])
+    assert len(wanted) == 60 + 12
+    assert not any(sequence in open_store(prepared, Progress()) for sequence in wanted)
+    train_recipe(recipe)
+    store = open_store(prepared, Progress())
+    assert all(sequence in store for sequence in wanted)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_named(recipe, monkeypatch):

@@ -87,17 +87,15 @@ def _add_batch(
     task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, tally: Tally, step: Step, *, first: bool
 ) -> None:
     logps = score_examples(task.policy, task.reference, batch, point=point, collisions=task.objective.reads_collisions)
-    judged = in_order_of_losses(batch, task.objective)
-    weights_B = torch.tensor([example.weight for example in judged], device=task.policy.device)
-    losses_B = weights_B * task.objective.losses(logps)
+    losses_B = weighted_losses(task.objective, batch, logps)
     (losses_B.sum() / total).backward()
     weights.collect_gradients()
     tally.add(losses_B, logps)
     step.tokens += task.policy.last_tokens
-    step.losses.append((judged, losses_B.detach()))
+    step.losses.append((in_order_of_losses(batch, task.objective), losses_B.detach()))
     if first and task.reference is not None:
         with torch.no_grad():
-            tally.count("expected_loss", weights_B * task.objective.losses(logps.with_policy_at_reference()))
+            tally.count("expected_loss", weighted_losses(task.objective, batch, logps.with_policy_at_reference()))
         for side in (logps.chosen, logps.rejected):
             tally.count("drift", side.drift_B)
 
@@ -118,10 +116,14 @@ def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) ->
     if task.objective.couples_pairs:
         scored = [([example for batch, _ in scored for example in batch], Logps.joined([logps for _, logps in scored]))]
     for batch, logps in scored:
-        losses_B = task.objective.losses(logps)
-        weights_B = torch.tensor([example.weight for example in in_order_of_losses(batch, task.objective)], device=losses_B.device)
-        tally.add(weights_B * losses_B, logps)
+        tally.add(weighted_losses(task.objective, batch, logps), logps)
     return tally.row()
+
+
+def weighted_losses(objective: Objective, examples: Sequence[Example], logps: Logps) -> Tensor:
+    """The objective's losses of `examples`, each times its example's weight."""
+    losses_B = objective.losses(logps)
+    return losses_B * torch.tensor([example.weight for example in in_order_of_losses(examples, objective)], device=losses_B.device)
 
 
 def cut_step(examples: Sequence[Example], objective: Objective, tokens_per_batch: int) -> list[list[Example]]:
