@@ -5,6 +5,9 @@ import json
 import pytest
 
 from likelier.recipe import Recipe, parse_recipe
+from likelier.rundir import RunDir
+from likelier.train import checkpoint
+from likelier.train.session import train_recipe
 
 PLACES = ["harbour", "lighthouse", "market", "library", "station", "museum", "bridge", "garden", "theatre", "bakery", "mill", "school"]
 
@@ -55,3 +58,22 @@ def changed(recipe: Recipe, **sections) -> Recipe:
     for section, values in sections.items():
         settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
     return parse_recipe(settings, where="test")
+
+
+def interrupted(recipe, monkeypatch, after: int = 1) -> RunDir:
+    """A run that died after so many checkpoints."""
+    count = 0
+    save = checkpoint.save
+
+    def save_and_die(*arguments):
+        nonlocal count
+        save(*arguments)
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe)
+    return RunDir(recipe.out)

@@ -25,7 +25,7 @@ from likelier.rundir import RunDir
 from likelier.train import checkpoint, session
 from likelier.train.master import MasterWeights
 from likelier.train.session import train_recipe
-from tests.train.conftest import changed
+from tests.train.conftest import changed, interrupted
 
 METHODS = ["lora", "full"]
 
@@ -171,25 +171,6 @@ def test_kill_and_resume_gives_the_same_bits(recipe, method, precision, tmp_path
     same = ("kind", "step", "loss", "margin", "accuracy", "chosen_logp")
     assert [{k: row.get(k) for k in same} for row in run.read_metrics()] == [{k: row.get(k) for k in same} for row in whole.read_metrics()]
     assert run.read_metrics("run") == whole.read_metrics("run")
-
-
-def interrupted(recipe, monkeypatch, after: int) -> RunDir:
-    """A run that died after so many checkpoints."""
-    count = 0
-    save = checkpoint.save
-
-    def save_and_die(*arguments):
-        nonlocal count
-        save(*arguments)
-        count += 1
-        if count == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train_recipe(recipe)
-    return RunDir(recipe.out)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe, monkeypatch):

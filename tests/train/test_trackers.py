@@ -12,11 +12,11 @@ from likelier.cli import main
 from likelier.errors import RecipeError, RunError
 from likelier.recipe import load_recipe
 from likelier.rundir import RunDir
-from likelier.train import checkpoint, session, tracker_tools, trackers
+from likelier.train import session, tracker_tools, trackers
 from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from likelier.train.trackers import scalars
-from tests.train.conftest import changed
+from tests.train.conftest import changed, interrupted
 
 Row = tuple[int, str, float]
 KEY = "0123456789abcdef" * 2 + "secretly"
@@ -160,17 +160,7 @@ def test_a_tracker_holds_the_recipe_the_ids_and_every_row_once(recipe, tool):
 def test_a_run_goes_on_in_the_same_tracker_without_gap_or_double(recipe, tool, monkeypatch):
     """First it dies with the tracker behind its checkpoint, then with the tracker ahead of it."""
     recipe = changed(recipe, log={"trackers": [tool]}, train={"checkpoint_every": 4, "eval_every": 2})
-    save = checkpoint.save
-
-    def save_and_die(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train_recipe(recipe)
-    run = RunDir(recipe.out)
+    run = interrupted(recipe, monkeypatch)
     assert {step for step, _, _ in held(tool, run)} == {1, 2, 3}, "whole steps only"
     with pytest.raises(KeyboardInterrupt):
         train_recipe(recipe, show=Heard(dies_at=7))

@@ -14,7 +14,7 @@ from likelier.rundir import RunDir
 from likelier.train.progress import Progress
 from likelier.train.session import open_store, prepare, train_recipe
 from likelier.verify import verify
-from tests.train.conftest import PLACES, changed, pair_rows
+from tests.train.conftest import PLACES, changed, interrupted, pair_rows
 
 SINGLE = ["kto", "bco", "apo-zero-unpaired"]
 
@@ -157,7 +157,7 @@ def test_weighted_sums_train(judged):
 
 
 def test_kill_and_resume_keeps_the_moving_point(judged, tmp_path, monkeypatch):
-    from tests.train.test_session import interrupted, same_bits, weights
+    from tests.train.test_session import same_bits, weights
 
     recipe = judged(judged_rows(pair_rows(30)), objective={"name": "bco"})
     whole = train_recipe(changed(recipe, out=str(tmp_path / "whole")))

@@ -24,11 +24,10 @@ from likelier.models import load_trained
 from likelier.recipe import Recipe, parse_recipe
 from likelier.report.view import subtitle
 from likelier.rundir import RunDir
-from likelier.train import checkpoint
 from likelier.train.session import train_recipe
 from likelier.verify import verify
 from tests.conftest import built_model
-from tests.train.conftest import changed
+from tests.train.conftest import changed, interrupted
 
 SEQUENCES = [PromptResponse(tuple(range(5, 30)), tuple(range(first, first + 9))) for first in (60, 90)]
 STEPS = 6
@@ -80,20 +79,6 @@ def recipe_of(way: Way, recipe: Recipe, starts: Path) -> Recipe:
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
     [file] = run.model.glob("*.safetensors")
     return load_file(file)
-
-
-def interrupted(recipe: Recipe, monkeypatch) -> None:
-    """Run until the first checkpoint is on disk."""
-    save = checkpoint.save
-
-    def save_and_die(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train_recipe(recipe)
 
 
 def plain_base(folder: Path, *, in_four_bits: bool, dtype: torch.dtype) -> Any:
