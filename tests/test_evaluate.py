@@ -9,12 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from likelier import evaluate as module
 from likelier.changes import list_changes
 from likelier.data.chat import Encoder
 from likelier.data.load import load_sides
 from likelier.errors import ModelError, RunError
-from likelier.evaluate import Answers, ask, compare, evaluate, make_exam, measure_held_out, measure_kl, measure_probes, side_by_side
+from likelier.evaluate import answers, compare, evaluate, exam
+from likelier.evaluate import run as running
+from likelier.evaluate.answers import Answers, ask
+from likelier.evaluate.exam import make_exam
+from likelier.evaluate.held_out import measure_held_out, measure_kl
+from likelier.evaluate.probes import measure_probes
+from likelier.evaluate.samples import side_by_side
 from likelier.generation.sample import Reply, generate
 from likelier.logprobs import reference
 from likelier.logprobs.attention import standard_attention
@@ -187,7 +192,7 @@ def test_a_model_compared_with_itself_shows_no_change(make_run, method):
 def test_two_models_are_never_held_at_once(make_run, monkeypatch):
     run, *_ = make_run(method="full", pairs=PAIRS[:4])
     first = []
-    load_policy, load_base = module.load_trained, module.load_model
+    load_policy, load_base = running.load_trained, running.load_model
 
     def loading_policy(*arguments, **options):
         loaded = load_policy(*arguments, **options)
@@ -200,8 +205,8 @@ def test_two_models_are_never_held_at_once(make_run, monkeypatch):
         first.append("reference loaded")
         return load_base(*arguments, **options)
 
-    monkeypatch.setattr(module, "load_trained", loading_policy)
-    monkeypatch.setattr(module, "load_model", loading_base)
+    monkeypatch.setattr(running, "load_trained", loading_policy)
+    monkeypatch.setattr(running, "load_model", loading_base)
     evaluate(run)
     assert first[-1] == "reference loaded"
 
@@ -209,8 +214,8 @@ def test_two_models_are_never_held_at_once(make_run, monkeypatch):
 def test_the_reference_store_saves_the_second_pass(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
     computed = []
-    fill = module.fill
-    monkeypatch.setattr(module, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    fill = answers.fill
+    monkeypatch.setattr(answers, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
     first = evaluate(run)
     assert evaluate(run) == first
     assert computed == [15, 0], "ten chosen replies, and five rejected ones that stand in two pairs each"
@@ -219,8 +224,8 @@ def test_the_reference_store_saves_the_second_pass(make_run, monkeypatch):
 def test_pitfall_15_another_version_of_what_computes_shares_no_values(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
     computed = []
-    fill = module.fill
-    monkeypatch.setattr(module, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    fill = answers.fill
+    monkeypatch.setattr(answers, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
     evaluate(run)
     monkeypatch.setattr(reference, "version", lambda _: "99.0")
     evaluate(run)
@@ -229,7 +234,7 @@ def test_pitfall_15_another_version_of_what_computes_shares_no_values(make_run, 
 
 def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
-    monkeypatch.setattr(module, "questions", lambda *_: pytest.fail("not wanted"))
+    monkeypatch.setattr(exam, "questions", lambda *_: pytest.fail("not wanted"))
     result = evaluate(run)
     assert result["probes"] == []
     assert value_of(result, "kl") > 0

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from likelier import evaluate as evaluation
 from likelier.errors import ModelError, RecipeError, RunError, TrainingStopped
+from likelier.evaluate import answers, evaluate
 from likelier.logprobs import scorer as scorer_module
 from likelier.models import add_adapter
 from likelier.objectives import TABLE
@@ -103,9 +103,9 @@ def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_evaluation_finds_what_training_scored(recipe, monkeypatch, method):
     run = train_recipe(changed(recipe, train={"method": method, "max_steps": 1}, eval={"probes": False}))
-    computed, fill = [], evaluation.fill
-    monkeypatch.setattr(evaluation, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
-    evaluation.evaluate(run)
+    computed, fill = [], answers.fill
+    monkeypatch.setattr(answers, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    evaluate(run)
     assert computed == [0]
 
 

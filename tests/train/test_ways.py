@@ -151,7 +151,7 @@ def test_what_was_before_is_the_base_with_the_adapter_that_the_run_began_with(na
         recipe = changed(recipe, adapter={"start": str(tmp_path / "mine")})
     run = train_recipe(recipe)
     scored = []
-    monkeypatch.setattr("likelier.evaluate.fill", lambda store, scorer, sequences, **_: scored.extend(s for s in sequences if s not in store))
+    monkeypatch.setattr("likelier.evaluate.answers.fill", lambda store, scorer, sequences, **_: scored.extend(s for s in sequences if s not in store))
     result = evaluate(run)
     assert not scored, "the reference of training and the model before are one"
     assert result is not None

@@ -1,0 +1,55 @@
+"""What commands share: recipes with settings given beside them, and progress bars."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from likelier.recipe import Recipe
+    from likelier.train.progress import Progress
+
+
+def with_recipe(name: str, usage: str, options: Any, arguments: Sequence[str], description: str | None) -> tuple[Any, "Recipe"]:
+    """What `likelier NAME RECIPE …` was given: its own `options`, and the recipe with all settings that stand there."""
+    import tyro
+
+    from likelier.recipe import Recipe, load_recipe, parse_recipe
+
+    path, rest = _leading_path(arguments, f"likelier {name} RECIPE {usage} [--section.name VALUE …]")
+    loaded = load_recipe(path) if path else Recipe(data={"train": ("PAIRS.jsonl",)})  # type: ignore[arg-type]
+
+    @dataclass(kw_only=True)
+    class Command(options):
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+        accept: tuple[str, ...] = ()
+        """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
+
+    command = tyro.cli(Command, prog=f"likelier {name} RECIPE", args=rest, default=Command(recipe=loaded), description=cleandoc(description or ""))
+    settings = command.recipe.model_dump(mode="json")
+    settings["audit"]["accept"] += command.accept
+    return command, parse_recipe(settings, where=str(path))
+
+
+def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, list[str]]:
+    """The recipe's path, which comes first; None where only help is asked for."""
+    from likelier.errors import RequestError
+
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    if any(word in ("-h", "--help") for word in arguments):
+        return None, list(arguments)
+    raise RequestError(f"no recipe was given. Usage: {usage}. The recipes/ folder has ones to start from.")
+
+
+@contextmanager
+def progress() -> Iterator["Progress"]:
+    """Progress bars that are taken down again, whatever happens."""
+    from likelier.train.progress import Bars
+
+    bars = Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
