@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from likelier.evaluate.exam import Exam, Say, quiet
-from likelier.evaluate.held_out import LogpsOf
 from likelier.examples import Ids
 from likelier.generation.kept import KeptReplies
 from likelier.generation.sample import Reply, generate
@@ -25,7 +24,7 @@ from likelier.logprobs.tree import PromptResponse
 class Answers:
     """All that one model says to an exam. `sampled` are the policy's replies at temperature 1, which both models score."""
 
-    logps: LogpsOf
+    logps: Mapping[PromptResponse, Tensor]
     held_out: list[Reply]
     neutral: list[Reply]
     sampled: list[PromptResponse]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from likelier.evaluate.held_out import LogpsOf, numbered, responses
+from likelier.evaluate.held_out import numbered
 from likelier.examples import Example
 from likelier.logprobs.divergence import bytes_a_token
-from likelier.logprobs.examples import sequences_of
+from likelier.logprobs.examples import LogpsOf, responses, sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import bootstrap

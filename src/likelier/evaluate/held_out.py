@@ -4,22 +4,17 @@ Shape legend: B pairs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from likelier.data.load import Side
 from likelier.examples import Example, Ids, LabelledExample, PreferenceExample, all_pairs
-from likelier.logprobs.examples import sequences_of
+from likelier.logprobs.examples import LogpsOf, responses, sequences_of
 from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import bootstrap, calibration, correct, tempered
-from likelier.objectives import Logps, Objective, Responses
-
-LogpsOf = Mapping[PromptResponse, Tensor]
-"""For each sequence the (L,) fp32 log-probabilities of its response's tokens, on the CPU."""
+from likelier.objectives import Logps, Objective
 
 
 def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def measure_replies(held_out: Side, objective: Objective, *, policy: LogpsOf, re
     sides = {label: [PromptResponse(e.prompt_ids, reply) for e in examples for reply in _judged(e, label)] for label in (True, False)}
     clusters = {label: numbered([sequence.prompt_ids for sequence in sequences]) for label, sequences in sides.items()}
     logps = Logps(responses(sides[True], policy, reference), responses(sides[False], policy, reference))
-    good_B, bad_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
+    good_B, bad_B = (objective.rewards(Logps(side, side))[0].double().numpy() for side in (logps.chosen, logps.rejected))
     both = numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
     measured = {"accuracy": bootstrap(correct(np.concatenate([good_B, -bad_B])), both).as_dict()}
     for side, responses_B, reward_B, label in (("chosen", logps.chosen, good_B, True), ("rejected", logps.rejected, bad_B, False)):
@@ -127,17 +122,6 @@ def _calibration(margin_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any
         "after": fitted.after.as_dict() if fitted.after else None,
         "note": CALIBRATION_NOTE + told,
     }
-
-
-def responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:
-    """What an objective reads of `sequences`, as one side."""
-    if not sequences:
-        return Responses(torch.zeros(0), None if reference is None else torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    return Responses(
-        torch.cat([policy[sequence] for sequence in sequences]),
-        None if reference is None else torch.cat([reference[sequence] for sequence in sequences]),
-        torch.tensor([len(sequence.response_ids) for sequence in sequences]),
-    )
 
 
 def numbered(keys: Sequence[Any]) -> list[int]:
