@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from likelier.atomic import atomic_file
 from likelier.data.chat import Dropped
-from likelier.data.files import refuse_input_as_output, write_rows
+from likelier.data.files import refuse_ending, refuse_input_as_output, write_rows
 from likelier.data.formats import BEST_AND_WORST, read_records, write_records
 from likelier.data.shapes.lists import Pairing
 from likelier.errors import DataError, RequestError
@@ -72,6 +72,7 @@ def score(
     Raises RequestError for `hardest` without a reward, and what reading raises; then there is no file.
     """
     refuse_input_as_output(out, sources)
+    refuse_ending(out)
     if hardest and subject.objective is None:
         raise RequestError(f"--hardest: {subject.name} has no reference, so pairs have no margin. Name one with --reference.")
     account = Account()
@@ -102,7 +103,7 @@ def score(
 
 def hardest_path(out: Path) -> Path:
     """Where the pairs go whose margin is nearest to 0: scores.jsonl → scores.hardest.jsonl."""
-    return out.with_name(f"{out.name.split('.')[0]}.hardest.jsonl")
+    return out.with_name(f"{Path(out.name.removesuffix('.gz')).stem}.hardest.jsonl")
 
 
 Chunk = tuple[list[Record], list[Example]]

@@ -186,9 +186,11 @@ def subject_of_run(run: RunDir, *, beta: float | None = None, max_length: int | 
 def _base_of(folder: Path) -> str:
     """The model that an adapter's config names. Raises ModelError."""
     try:
-        base = json.loads((folder / CONFIG).read_bytes())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ModelError(f"{folder / CONFIG}: this adapter does not say which model it belongs to ({problem}).") from None
+        base = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as problem:
+        raise ModelError(f"{folder / CONFIG}: this is no adapter's config ({problem}).") from None
+    if not base:
+        raise ModelError(f"{folder / CONFIG}: this adapter does not say which model it belongs to. Write it there as `base_model_name_or_path`.")
     return EMBEDDED if base == EMBEDDED_ON_HUB else str(base)
 
 
