@@ -24,7 +24,8 @@ def side_by_side(exam: Exam, before: Answers, after: Answers) -> list[dict[str, 
         tokens = {}
         for side, (ids, ended) in sides.items():
             sequence = PromptResponse(example.prompt_ids, ids)
-            tokens[side] = pieces(exam.tokenizer, ids, after.logps[sequence] - before.logps[sequence], ended=ended)
+            parts = pieces(exam.tokenizer, ids, after.logps[sequence] - before.logps[sequence], ended=ended)
+            tokens[side] = [[text, round(nats, 4)] for text, nats in parts]
         texts = {side: "".join(text for text, _ in parts) for side, parts in tokens.items()}
         prompt = [message.as_dict() for message in record.prompt]
         rows.append({"id": record.id, "prompt": prompt, "chosen": None, "rejected": None, **texts, "tokens": tokens})
