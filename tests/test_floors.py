@@ -14,11 +14,12 @@ import likelier
 SOURCE = Path(likelier.__file__).parent
 FLOORS = {
     **dict.fromkeys(
-        ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "hashing", "section", "thresholds", "weights"], 0
+        ["allocator", "atomic", "chunks", "errors", "examples", "hashing", "model_files", "recipe", "records", "rundir", "section", "thresholds"], 0
     ),
+    "weights": 0,
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "wording"], 2),
-    **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify", "export"], 3),
+    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "subject", "wording"], 2),
+    **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "score", "verify", "export"], 3),
     "pipeline": 4,
     "cli": 5,
     "__main__": 6,

@@ -63,7 +63,9 @@ HELD_OUT = (
     ("chosen_reward", "Reward of chosen", "", ""),
     ("rejected_reward", "Reward of rejected", "", ""),
     ("chosen_logp_change", "Log-probability of chosen", "after minus before, sum over the reply", "nats"),
+    ("rejected_logp_change", "Log-probability of rejected", "after minus before, sum over the reply", "nats"),
     ("kl", "KL from the reference", "", "nats"),
+    ("kl_on_data", "KL from the reference, on the data", "", "nats"),
 )
 
 
@@ -71,7 +73,9 @@ OF_REPLIES = (
     ("accuracy", "Accuracy", "good replies that became likelier, bad ones that became less likely; chance is 50%", "share"),
     ("chosen_reward", "Reward of good replies", "", ""),
     ("rejected_reward", "Reward of bad replies", "", ""),
-    HELD_OUT[-1],
+    ("chosen_logp_change", "Log-probability of good replies", "after minus before, sum over the reply", "nats"),
+    ("rejected_logp_change", "Log-probability of bad replies", "after minus before, sum over the reply", "nats"),
+    *HELD_OUT[-2:],
 )
 """The same where replies are judged one by one."""
 

@@ -66,26 +66,42 @@ def _cpu_flags() -> str:
 
 def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None, in_four_bits: bool = False) -> LoadedModel:
     """Load weights and tokenizer; on request all linear layers but the head `in_four_bits`. Raises ModelError naming the model and the mend."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     path, device = locate(settings.name), device or pick_device()
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     held = loaded_in_four_bits(dtype, device) if in_four_bits else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    tokenizer = load_tokenizer(settings)
+    with loading(settings):
         model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **held)
         _refuse_gaps(report)
+    model.name_or_path = hub_name(settings.name) or settings.name  # what an adapter's config calls its base: others have no such cache
+    compute_as_asked(model)
+    return LoadedModel(model.to(device).eval(), tokenizer, settings.name, path)
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer alone. Raises ModelError as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    path = locate(settings.name)
+    with loading(settings):
+        return AutoTokenizer.from_pretrained(path, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+
+
+@contextmanager
+def loading(settings: ModelSettings) -> Iterator[None]:
+    """Within it whatever transformers stumbles over is a ModelError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())[:400]
         raise ModelError(
             f"model.name: `{settings.name}` cannot be loaded ({reason}). "
             "Give a hub name, a folder with config.json and safetensors weights, or a .gguf file."
         ) from problem
-    model.name_or_path = hub_name(settings.name) or settings.name  # what an adapter's config calls its base: others have no such cache
-    compute_as_asked(model)
-    return LoadedModel(model.to(device).eval(), tokenizer, settings.name, path)
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:

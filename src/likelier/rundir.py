@@ -8,8 +8,8 @@
     checkpoints/     what a killed run resumes from
     trackers/        files of run trackers, if the recipe names any: copies of metrics.jsonl
     model/           the adapter or the weights, with tokenizer and model card
-    eval.json        before and after, with intervals
-    samples.jsonl    replies before and after, side by side
+    eval.json        before and after, with intervals; eval-NAME.json the same on other data
+    samples.jsonl    replies before and after, side by side, with the log-ratio of each token
     report.html      all of it on one page
     .lock            while a run is at work here
 

@@ -154,9 +154,11 @@ def made_up_evaluation(rng: np.random.Generator) -> dict[str, Any]:
             "chosen_logp_change": bootstrap(rng.normal(-1.5, 8, 118), prompts).as_dict(),
             "kl": {**bootstrap(rng.normal(3.4, 1.1, 118), prompts).as_dict(), "note": "estimated on 118 sampled replies, k3"},
         },
-        "by_reason": {
-            reason: {"accuracy": bootstrap(correct(margins[rows]), prompts[rows]).as_dict(), "pairs": len(margins[rows])}
-            for reason, rows in (("makes something up", slice(0, 60)), ("too long", slice(60, 100)), ("rude", slice(100, 118)))
+        "by": {
+            "reason": {
+                reason: {"accuracy": bootstrap(correct(margins[rows]), prompts[rows]).as_dict(), "pairs": len(margins[rows])}
+                for reason, rows in (("makes something up", slice(0, 60)), ("too long", slice(60, 100)), ("rude", slice(100, 118)))
+            }
         },
         "calibration": calibration(margins, bins=8).as_dict(),
         "probes": made_up_probes(rng),

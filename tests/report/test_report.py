@@ -110,7 +110,7 @@ def test_names_from_the_data_are_escaped_everywhere(make_run: MakeRun, injection
     assert evaluation is not None
     manifest["model"]["name"] = manifest["command"] = manifest["outcome"]["stopped"] = injection
     manifest["data"]["train"] |= {"sources": [injection], "reasons": {injection: 3}, "dropped": [{"id": injection, "reason": injection}]}
-    evaluation["by_reason"] = {injection: evaluation["by_reason"]["rude"]}
+    evaluation["by"] = {"reason": {injection: evaluation["by"]["reason"]["rude"]}}
     evaluation["probes"][0]["title"] = evaluation["probes"][0]["unit"] = injection
     write_json(run.manifest, manifest)
     write_json(run.eval, evaluation)
@@ -205,7 +205,7 @@ def test_before_the_final_evaluation_the_last_row_speaks(make_run: MakeRun) -> N
 def test_an_evaluation_with_unknown_ends_and_missing_parts(make_run: MakeRun) -> None:
     run = make_run(steps=3)
     unknown = {"value": 0.5, "low": None, "high": None}
-    write_json(run.eval, {"pairs": 1, "held_out": {"accuracy": unknown, "kl": None}, "by_reason": {}, "probes": []})
+    write_json(run.eval, {"pairs": 1, "held_out": {"accuracy": unknown, "kl": None}, "by": {}, "probes": []})
     text = Tags(write_report(run).read_text(encoding="utf-8")).text
     assert "no interval: too few prompts" in text["evaluation"]
     assert "No probes were asked" in text["evaluation"]

@@ -25,8 +25,8 @@ def convert(
         dst: a .jsonl or .jsonl.gz file; canonical records also as .parquet.
         to: the tool to write for; what its format cannot hold is counted and named.
         format: the shape of src's rows, where it is not to be recognised: explicit-prompt, implicit-prompt, implicit-text, hh-rlhf,
-            ultrafeedback-binarized, ultrafeedback, scored-list, ranked-list, unpaired, labelled-messages, openai, alpaca, sharegpt, kto,
-            argilla, argilla-flat, label-studio, label-studio-min, edits or thumbs. docs/data.md has an example of each.
+            reward-bench, ultrafeedback-binarized, ultrafeedback, scored-list, ranked-list, unpaired, labelled-messages, openai, alpaca,
+            sharegpt, kto, argilla, argilla-flat, label-studio, label-studio-min, edits or thumbs. docs/data.md has an example of each.
         pairs: which pairs a list of scored or ranked replies gives.
         min_gap: the least difference of scores (or ranks) in such a pair.
         skip_bad: leave bad rows out and list them beside dst, as NAME.bad.jsonl, instead of stopping at the first.

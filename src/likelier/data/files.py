@@ -319,14 +319,18 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     Raises DataError for any other ending, or where the file cannot be written.
     """
     path = Path(path)
-    ending = _ending(path)
-    if ending not in WRITERS:
-        raise DataError(f"{path}: records are written as {', '.join(WRITERS)}; name the file so.")
+    refuse_ending(path)
     try:
         with atomic_file(path) as file:
-            WRITERS[ending](file, rows)
+            WRITERS[_ending(path)](file, rows)
     except OSError as problem:
         raise DataError(f"{path}: this file cannot be written ({_brief(problem)}).") from None
+
+
+def refuse_ending(path: Path) -> None:
+    """Raises DataError for a file by whose name it is not known how to write it."""
+    if _ending(path) not in WRITERS:
+        raise DataError(f"{path}: records are written as {', '.join(WRITERS)}; name the file so.")
 
 
 def _write_json_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:

@@ -71,7 +71,7 @@ def load_sides(settings: DataSettings, encoder: Encoder, *, unpaired: bool = Fal
     on both sides, as it is or nearly so."""
     train, held_out = read_sides(settings, unpaired=unpaired)
     check_leaks(train, held_out)
-    return _side(settings.train, train, encoder, required=True), _side(settings.eval or settings.train, held_out, encoder)
+    return side_of(settings.train, train, encoder, required=True), side_of(settings.eval or settings.train, held_out, encoder)
 
 
 def read_sides(settings: DataSettings, *, unpaired: bool = False) -> tuple[list[Record], list[Record]]:
@@ -84,7 +84,8 @@ def _read(sources: tuple[str, ...], unpaired: bool) -> list[Record]:
     return list(read_records(*sources)) if unpaired else list(read_all(sources))
 
 
-def _side(sources: tuple[str, ...], records: Sequence[Record], encoder: Encoder, *, required: bool = False) -> Side:
+def side_of(sources: tuple[str, ...], records: Sequence[Record], encoder: Encoder, *, required: bool = False) -> Side:
+    """`records` as one side. Raises DataError for an unusable one, and with `required` where none is left."""
     encoded = encoder.encode(records)
     dropped = {d.id for d in encoded.dropped}
     kept = [record for record in records if record.id not in dropped]

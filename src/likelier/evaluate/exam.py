@@ -1,13 +1,16 @@
 """What both models are asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from likelier.data.load import Side
 from likelier.errors import DataError, ModelError
+from likelier.evaluate.drift import spread
 from likelier.examples import Ids
+from likelier.generation.sample import Reply
 from likelier.logprobs.examples import sequences_of
+from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.probes import Question, neutral_prompts, questions
 from likelier.recipe import Recipe
@@ -40,6 +43,19 @@ class Exam:
     def pairs(self) -> list[PromptResponse]:
         """Both sides of the held-out pairs."""
         return sequences_of(self.held_out.examples)
+
+    @property
+    def asked(self) -> list[Ids]:
+        """All prompts that a model replies to with the likeliest tokens."""
+        return [*self.prompts, *self.neutral]
+
+    def apart(self, replies: Sequence[Reply]) -> tuple[list[Reply], list[Reply]]:
+        """Replies to `asked`: those to held-out prompts, and those to neutral ones."""
+        return list(replies[: len(self.shown)]), list(replies[len(self.shown) :])
+
+    def spread_pairs(self, scorer: Scorer) -> list[PromptResponse]:
+        """The replies on which the KL on the data is measured."""
+        return sequences_of(spread(self.held_out.examples, scorer))
 
     @property
     def choices(self) -> list[PromptResponse]:

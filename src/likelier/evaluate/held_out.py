@@ -1,24 +1,20 @@
 """How a model ranks held-out replies: numbers with 95% intervals over prompts. Pure functions of log-probabilities.
 
-Shape legend: B pairs, K replies.
+Shape legend: B pairs.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from likelier.data.load import Side
-from likelier.examples import Example, Ids, LabelledExample, all_pairs
-from likelier.logprobs.examples import sequences_of
+from likelier.examples import Example, Ids, LabelledExample, PreferenceExample, all_pairs
+from likelier.logprobs.examples import LogpsOf, responses, sequences_of
 from likelier.logprobs.tree import PromptResponse
-from likelier.metrics import bootstrap, calibration, correct
-from likelier.objectives import Logps, Objective, Responses
-
-LogpsOf = Mapping[PromptResponse, Tensor]
-"""For each sequence the (L,) fp32 log-probabilities of its response's tokens, on the CPU."""
+from likelier.metrics import bootstrap, calibration, correct, tempered
+from likelier.objectives import Logps, Objective
 
 
 def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, reference: LogpsOf | None) -> dict[str, Any]:
@@ -28,19 +24,20 @@ def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, r
     if not all_pairs(examples):
         return measure_replies(held_out, objective, policy=policy, reference=reference)
     sequences = sequences_of(examples)
-    logps = Logps(_responses(sequences[::2], policy, reference), _responses(sequences[1::2], policy, reference))
+    logps = Logps(responses(sequences[::2], policy, reference), responses(sequences[1::2], policy, reference))
     chosen_B, rejected_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
     margin_B = chosen_B - rejected_B
-    clusters = _numbered([example.prompt_ids for example in examples])
+    clusters = numbered([example.prompt_ids for example in examples])
     measured = {"accuracy": correct(margin_B), "margin": margin_B, "chosen_reward": chosen_B, "rejected_reward": rejected_B}
     if reference is not None:
-        measured["chosen_logp_change"] = logps.chosen.log_ratio_B.double().numpy()
+        for side, sums in (("chosen", logps.chosen), ("rejected", logps.rejected)):
+            measured[f"{side}_logp_change"] = sums.log_ratio_B.double().numpy()
     return {
         "dataset": held_out.id,
         "pairs": len(examples),
         "held_out": {name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()},
-        "by_reason": _by_reason(held_out, correct(margin_B), clusters),
-        "calibration": calibration(margin_B).as_dict(),
+        "by": _by(held_out, margin_B, clusters),
+        "calibration": _calibration(margin_B, clusters),
     }
 
 
@@ -49,16 +46,18 @@ def measure_replies(held_out: Side, objective: Objective, *, policy: LogpsOf, re
     the reference, and of bad ones that became less likely."""
     examples = held_out.examples
     sides = {label: [PromptResponse(e.prompt_ids, reply) for e in examples for reply in _judged(e, label)] for label in (True, False)}
-    clusters = {label: _numbered([sequence.prompt_ids for sequence in sequences]) for label, sequences in sides.items()}
-    logps = Logps(_responses(sides[True], policy, reference), _responses(sides[False], policy, reference))
-    good_B, bad_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
-    both = _numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
+    clusters = {label: numbered([sequence.prompt_ids for sequence in sequences]) for label, sequences in sides.items()}
+    logps = Logps(responses(sides[True], policy, reference), responses(sides[False], policy, reference))
+    good_B, bad_B = (objective.rewards(Logps(side, side))[0].double().numpy() for side in (logps.chosen, logps.rejected))
+    both = numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
     measured = {"accuracy": bootstrap(correct(np.concatenate([good_B, -bad_B])), both).as_dict()}
-    for name, values_B, label in (("chosen_reward", good_B, True), ("rejected_reward", bad_B, False)):
-        if len(values_B):
-            measured[name] = bootstrap(values_B, clusters[label]).as_dict()
+    for side, responses_B, reward_B, label in (("chosen", logps.chosen, good_B, True), ("rejected", logps.rejected, bad_B, False)):
+        if len(reward_B):
+            measured[f"{side}_reward"] = bootstrap(reward_B, clusters[label]).as_dict()
+            if reference is not None:
+                measured[f"{side}_logp_change"] = bootstrap(responses_B.log_ratio_B.double().numpy(), clusters[label]).as_dict()
     counts = {"pairs": len(held_out.pairs), "replies": len(good_B) + len(bad_B)}
-    return {"dataset": held_out.id, **counts, "held_out": measured, "by_reason": {}}
+    return {"dataset": held_out.id, **counts, "held_out": measured, "by": {}}
 
 
 def _judged(example: Example, label: bool) -> tuple[Ids, ...]:
@@ -68,39 +67,64 @@ def _judged(example: Example, label: bool) -> tuple[Ids, ...]:
     return (example.chosen_ids if label else example.rejected_ids,)
 
 
-def _by_reason(held_out: Side, correct_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
-    reasons: dict[str, list[int]] = {}
-    for i, record in enumerate(held_out.records):
-        if record.reason:
-            reasons.setdefault(record.reason, []).append(i)
+LENGTH_BINS = (
+    (-math.inf, -32, "chosen shorter by 32 or more"),
+    (-31, -8, "chosen shorter by 8 to 31"),
+    (-7, 7, "within 7 tokens"),
+    (8, 31, "chosen longer by 8 to 31"),
+    (32, math.inf, "chosen longer by 32 or more"),
+)
+"""Tokens of chosen minus tokens of rejected, the first and the last that belong: wide enough to hold some pairs, and the same for every data set."""
+
+
+def _by(held_out: Side, margin_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
+    """Accuracy and margin of parts of the pairs: by why the rejected reply is worse, by the record's group, by which reply is longer."""
+    differences = [len(example.chosen_ids) - len(example.rejected_ids) for example in held_out.examples if isinstance(example, PreferenceExample)]
+    lengths = [next(name for low, high, name in LENGTH_BINS if low <= difference <= high) for difference in differences]
+    parts = {
+        "reason": _rows_of([record.reason for record in held_out.records]),
+        "group": _rows_of([record.group for record in held_out.records]),
+        "length": _rows_of(lengths, order=[name for *_, name in LENGTH_BINS]),
+    }
     return {
-        reason: {"accuracy": bootstrap(correct_B[rows], [clusters[i] for i in rows]).as_dict(), "pairs": len(rows)}
-        for reason, rows in reasons.items()
+        kind: {name: _part(margin_B[rows], [clusters[i] for i in rows]) for name, rows in named.items()} for kind, named in parts.items() if named
     }
 
 
-def _responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:
-    if not sequences:
-        return Responses(torch.zeros(0), None if reference is None else torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    return Responses(
-        torch.cat([policy[sequence] for sequence in sequences]),
-        None if reference is None else torch.cat([reference[sequence] for sequence in sequences]),
-        torch.tensor([len(sequence.response_ids) for sequence in sequences]),
-    )
+def _part(margin_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
+    return {"pairs": len(margin_B), "accuracy": bootstrap(correct(margin_B), clusters).as_dict(), "margin": bootstrap(margin_B, clusters).as_dict()}
 
 
-def measure_kl(sampled: Sequence[PromptResponse], *, policy: LogpsOf, reference: LogpsOf, limit: int) -> dict[str, Any]:
-    """KL(π ‖ π_ref) of a whole reply, in nats: the mean of log π(y|x) − log π_ref(y|x) over replies y that π wrote at temperature 1.
-
-    Without bias for replies of up to `limit` tokens; with few replies it may come out below 0, which a KL never is.
-    """
-    log_ratio_K = _responses(sampled, policy, reference).log_ratio_B.double().numpy()
-    replies = f"{len(sampled)} replies of the tuned model" if len(sampled) > 1 else "one reply of the tuned model"
-    note = f"per reply, estimated on {replies}, sampled at temperature 1, up to {limit} tokens"
-    return {**bootstrap(log_ratio_K, _numbered([sequence.prompt_ids for sequence in sampled])).as_dict(), "note": note}
+def _rows_of(names: Sequence[str | None], order: Sequence[str] = ()) -> dict[str, list[int]]:
+    """The rows of each name, in the order of their first or in that which is given."""
+    rows: dict[str, list[int]] = {name: [] for name in order}
+    for i, name in enumerate(names):
+        if name:
+            rows.setdefault(name, []).append(i)
+    return {name: members for name, members in rows.items() if members}
 
 
-def _numbered(keys: Sequence[Any]) -> list[int]:
+CALIBRATION_NOTE = (
+    "Pairs are known with the preferred side first. Brier score and NLL of σ(margin) are the same in either order; ECE and bins compare the "
+    "confidence σ(|margin|) with how often the side of higher reward is the preferred one."
+)
+
+
+def _calibration(margin_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
+    fitted = tempered(margin_B, clusters)
+    if fitted.temperature is None:
+        told = " No temperature: there are fewer than ten prompts, or no wrong ranking to learn it from, or a ranking no better than a guess."
+    else:
+        told = " After: σ(margin / T), each pair by a T fitted on the other prompts (five folds); the T that is given is fitted on all."
+    return {
+        **calibration(margin_B).as_dict(),
+        "temperature": fitted.temperature.as_dict() if fitted.temperature else None,
+        "after": fitted.after.as_dict() if fitted.after else None,
+        "note": CALIBRATION_NOTE + told,
+    }
+
+
+def numbered(keys: Sequence[Any]) -> list[int]:
     """Equal keys, equal numbers."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]

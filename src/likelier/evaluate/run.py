@@ -1,24 +1,25 @@
 """The evaluation of a run directory."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import torch
-
-from likelier.data.chat import Encoder
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError
-from likelier.evaluate.answers import Answers, ask
+from likelier.evaluate.answers import Answers, ask_policy, ask_reference, write
+from likelier.evaluate.drift import measure_kl, measure_kl_on_data
 from likelier.evaluate.exam import Exam, Say, make_exam, quiet
-from likelier.evaluate.held_out import measure_held_out, measure_kl
+from likelier.evaluate.held_out import measure_held_out
 from likelier.evaluate.probes import measure_probes
 from likelier.evaluate.samples import side_by_side
-from likelier.logprobs.reference import ReferenceStore, identity, numerics_of
+from likelier.generation.kept import KeptReplies
+from likelier.generation.sample import Reply
+from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.scorer import Scorer
 from likelier.model_files import cache_dir
-from likelier.models import LoadedModel, as_reference, fingerprint, held_as, load_model, load_trained
 from likelier.objectives import make_objective
-from likelier.recipe import Recipe, load_recipe
 from likelier.rundir import RunDir, write_json, write_jsonl
+from likelier.subject import Subject, subject_of_run
 
 
 def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
@@ -27,53 +28,53 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
     A run without held-out pairs is not evaluated: None. Raises RunError where the run did not end, or its data or its base model are no longer
     those it was trained with.
     """
-    recipe, manifest = load_recipe(run.require().recipe), run.read_manifest()
-    if not manifest.get("outcome"):
-        raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
-    numerics = manifest["numerics"]
-    dtype = getattr(torch, numerics["weights_dtype"])
-    full = recipe.train.method == "full"
-    loaded = load_trained(run.model, recipe.model, dtype=dtype, **held_as(recipe))
-    if not full:
-        _require_base(run, manifest, loaded)
-    tokenizer = loaded.tokenizer
-    encoder = Encoder(tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
-    held_out = _held_out(run, manifest, recipe, encoder)
+    subject = subject_of_run(run)
+    held_out = _held_out(run, subject)
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
-    exam = make_exam(recipe, tokenizer, held_out, end_token_id=encoder.end_token_id, say=say)
-    arithmetic = {"engine": numerics["engine"], "precision": numerics["precision"], "pad_id": encoder.end_token_id}
-    after = ask(exam, Scorer(loaded.model, **arithmetic), say=lambda text: say(f"Tuned model: {text}"))
-    if full:
-        del loaded  # never two models at once
-        loaded = load_model(recipe.model, dtype=dtype)
-        _require_base(run, manifest, loaded)
-    with as_reference(loaded.model):
-        scorer = Scorer(loaded.model, **arithmetic)
-        # The one that training filled, if this is the same machinery.
-        store = ReferenceStore(cache_dir() / "reference", identity(weights=manifest["model"]["weights"], numerics=numerics_of(scorer)))
-        before = ask(exam, scorer, sampled=after.sampled, store=store, say=lambda text: say(f"Reference: {text}"))
+    assert subject.recipe is not None
+    exam = make_exam(subject.recipe, subject.tokenizer, held_out, end_token_id=subject.encoder.end_token_id, say=say)
+    say_policy, say_reference = (partial(_say_of, say, name) for name in ("Tuned model", "Reference"))
+    reference = subject.reference_name()
+    replies = _reference_replies(exam, subject, reference, say_reference)
+    after = subject.ask("policy", partial(ask_policy, exam, before=replies, say=say_policy))
+
+    def answers(scorer: Scorer) -> Answers:
+        store = ReferenceStore(cache_dir() / "reference", reference)  # the one that training filled, if this is the same machinery
+        return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
+
+    before = subject.ask("reference", answers)
     result = compare(exam, before, after)
     write_json(run.eval, result)
     write_jsonl(run.samples, side_by_side(exam, before, after))
     return result
 
 
-def _require_base(run: RunDir, manifest: dict[str, Any], base: LoadedModel) -> None:
-    if fingerprint(base.model) != manifest["model"]["weights"]:
-        raise RunError(f"{run.path}: `{base.name}` no longer has the weights that this run began with, so it is not its reference. Put them back.")
+def _say_of(say: Say, name: str, text: str) -> None:
+    say(f"{name}: {text}")
 
 
-def _held_out(run: RunDir, manifest: dict[str, Any], recipe: Recipe, encoder: Encoder) -> Side:
-    objective = make_objective(recipe.objective.name, **recipe.objective.given())
-    _, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
-    if held_out.id != manifest["data"]["eval"]["id"]:
+def _held_out(run: RunDir, subject: Subject) -> Side:
+    recipe, then = subject.recipe, run.read_manifest()["data"]["eval"]["id"]
+    assert recipe is not None
+    assert subject.objective is not None
+    _, held_out = load_sides(recipe.data, subject.encoder, unpaired=not subject.objective.paired)
+    if held_out.id != then:
         raise RunError(
             f"{run.path}: the held-out pairs of {', '.join(held_out.sources)} are not those of this run any more (data set {held_out.id[:12]}, "
-            f"then {manifest['data']['eval']['id'][:12]}). Put the files back as they were, or train again."
+            f"then {then[:12]}). Put the files back as they were, or train again."
         )
     return held_out
+
+
+def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -> Sequence[Reply]:
+    """The reference's greedy replies; it is asked only for those that it has not written before."""
+    limit = exam.recipe.eval.max_new_tokens
+    kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id, max_new_tokens=limit)
+    if kept.lacks(exam.asked):
+        subject.ask("reference", partial(write, exam, kept=kept, say=say))
+    return kept.replies(exam.asked, exam.tokenizer)
 
 
 def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
@@ -81,4 +82,5 @@ def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
     objective = make_objective(exam.recipe.objective.name, **exam.recipe.objective.given())
     result = measure_held_out(exam.held_out, objective, policy=after.logps, reference=before.logps)
     result["held_out"]["kl"] = measure_kl(after.sampled, policy=after.logps, reference=before.logps, limit=exam.recipe.eval.max_new_tokens)
+    result["held_out"]["kl_on_data"] = measure_kl_on_data(exam.held_out.examples, before.divergences)
     return result | {"probes": measure_probes(exam, before, after)}

@@ -79,7 +79,7 @@ def generate(
     with _ready(causal_lm), torch.inference_mode(), torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in _batches(prompts, max_new_tokens, tokens_per_batch):
             for i, ids in zip(batch, write(batch), strict=True):
-                replies[i] = _reply(ids, tokenizer, end_token_id)
+                replies[i] = reply_of(ids, tokenizer, end_token_id)
             on_progress(len(replies), len(prompts))
     return [replies[i] for i in range(len(prompts))]
 
@@ -154,7 +154,7 @@ def _check_room(causal_lm: Any, prompts: Sequence[Ids], max_new_tokens: int) -> 
         )
 
 
-def _reply(ids: Ids, tokenizer: Any, end_token_id: int) -> Reply:
+def reply_of(ids: Ids, tokenizer: Any, end_token_id: int) -> Reply:
     """What stands up to the end token; behind it there is only padding."""
     ended = end_token_id in ids
     words = ids[: ids.index(end_token_id)] if ended else ids

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,12 @@ from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer, or_halves
 from likelier.logprobs.tree import PromptResponse, cut_into_batches
 from likelier.objectives import Logps, Objective, Responses
+
+
+class LogpsOf(Protocol):
+    """For each sequence the (L,) fp32 log-probabilities of its response's tokens, on the CPU: a dict, or `ReferenceValues`."""
+
+    def __getitem__(self, sequence: PromptResponse, /) -> Tensor: ...
 
 
 def replies_of(example: Example) -> list[PromptResponse]:
@@ -93,6 +99,17 @@ def estimate_kl(
         float((values_L - reference[sequences[i]]).sum()) for indices, values in until(scored) for i, values_L in zip(indices, values, strict=True)
     ]
     return max(0.0, sum(log_ratios) / len(log_ratios)) if log_ratios else 0.0
+
+
+def responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:
+    """What an objective reads of `sequences`, as one side."""
+    if not sequences:
+        return Responses(torch.zeros(0), None if reference is None else torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    return Responses(
+        torch.cat([policy[sequence] for sequence in sequences]),
+        None if reference is None else torch.cat([reference[sequence] for sequence in sequences]),
+        torch.tensor([len(sequence.response_ids) for sequence in sequences]),
+    )
 
 
 def _labels(example: Example) -> tuple[bool, ...]:

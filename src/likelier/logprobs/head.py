@@ -4,7 +4,7 @@ Shape legend: E scored edges, D hidden width, V vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def token_logps(
     pass is one matmul for the hidden states and one for the weight. With a frozen head (LoRA) even the first is made in the forward pass, and
     nothing of size V is kept. Gradients flow to hidden states, weight and bias. Extra memory ≤ 2 · working_bytes + SOFTMAX_BYTES + kept_bytes.
     """
-    hidden_ED, weight_VD, bias_V = _in_one_type(hidden_ED, weight_VD, bias_V)
+    hidden_ED, weight_VD, bias_V = in_one_type(hidden_ED, weight_VD, bias_V)
     kept_bytes = kept_bytes if torch.is_grad_enabled() else 0
     with torch.autocast(hidden_ED.device.type, enabled=False):
         row_bytes = weight_VD.element_size() * weight_VD.shape[0]
@@ -55,7 +55,7 @@ def collision_logps(hidden_ED: Tensor, weight_VD: Tensor, *, bias_V: Tensor | No
 
     (2 * (hidden_ED @ weight_VD.T + bias_V).float().log_softmax(-1)).logsumexp(-1)
     """
-    hidden_ED, weight_VD, bias_V = _in_one_type(hidden_ED, weight_VD, bias_V)
+    hidden_ED, weight_VD, bias_V = in_one_type(hidden_ED, weight_VD, bias_V)
     found = torch.empty(len(hidden_ED), dtype=torch.float32, device=hidden_ED.device)
     with torch.autocast(hidden_ED.device.type, enabled=False):
         for block in _blocks(len(hidden_ED), _rows_at_once(weight_VD, working_bytes)):
@@ -64,7 +64,40 @@ def collision_logps(hidden_ED: Tensor, weight_VD: Tensor, *, bias_V: Tensor | No
     return found
 
 
-def _in_one_type(hidden_ED: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+class Logits(NamedTuple):
+    """Logits of E tokens, as the factors of a product; `weight_VD` None says that the hidden states are the logits themselves."""
+
+    hidden_ED: Tensor
+    weight_VD: Tensor | None
+    bias_V: Tensor | None = None
+
+    def rows(self, block: slice, device: torch.device) -> Tensor:
+        """(rows, V) log-probabilities in fp32."""
+        hidden = self.hidden_ED[block].to(device)
+        logits = hidden if self.weight_VD is None else F.linear(hidden, self.weight_VD, self.bias_V)
+        return logits.float().log_softmax(-1)
+
+
+@torch.no_grad()
+def divergences(one: Logits, other: Logits, *, device: torch.device, working_bytes: int | None = None) -> Tensor:
+    """(E,) fp32 KL(one ‖ other) of the next token at each of E places, exact over the whole vocabulary, in nats. No gradient. Equals, in blocks:
+
+        p_EV, q_EV = ((hidden_ED @ weight_VD.T + bias_V).float().log_softmax(-1) for hidden_ED, weight_VD, bias_V in (one, other))
+        (p_EV.exp() * (p_EV - q_EV)).sum(-1)
+
+    Hidden states may be on another device than `device`, where the weights are. Extra memory ≤ 2 · working_bytes.
+    """
+    vocabulary = next(len(part) for part in (one.weight_VD, other.weight_VD, one.hidden_ED.mT) if part is not None)
+    most = working_bytes or WORKING_BYTES.get(device.type, WORKING_BYTES["cuda"])
+    found = torch.empty(len(one.hidden_ED), dtype=torch.float32, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for block in _blocks(len(found), max(1, most // (16 * vocabulary))):
+            p, q = one.rows(block, device), other.rows(block, device)
+            found[block] = (p.exp() * (p - q).masked_fill_(p == -torch.inf, 0)).sum(-1)  # a token that never comes counts nothing
+    return found
+
+
+def in_one_type(hidden_ED: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The factors of the matmul in autocast's type where that is on, else in that of the hidden states."""
     device = hidden_ED.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ED.dtype

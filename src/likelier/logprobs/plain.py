@@ -108,13 +108,24 @@ def plain_scores(
     model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0, collisions: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`plain_token_logps`, and where `collisions` are asked for log Σ_v π(v)² at the same tokens, without gradient."""
-    x, y, mask = (tensor.to(_device(model)) for tensor in _pad(sequences, pad_id))
-    lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences], device=x.device)
-    attention_mask = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
-    logits = logits_of(model, x, attention_mask.long())
+    logits, y, mask = _padded_logits(model, sequences, pad_id)
     logps = _gathered_logps(logits, y)
     squares = (2 * logits.detach().float().log_softmax(-1)).logsumexp(-1) if collisions else None
     return _of_responses(logps, mask), [] if squares is None else _of_responses(squares, mask)
+
+
+def plain_logits(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_id: int = 0) -> list[Tensor]:
+    """For each sequence the (L, V) logits from which its response tokens are drawn."""
+    logits, _, mask = _padded_logits(model, sequences, pad_id)
+    return _of_responses(logits, mask)
+
+
+def _padded_logits(model: nn.Module, sequences: Sequence[PromptResponse], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, V) logits, (B, T) targets and mask of the response."""
+    x, y, mask = (tensor.to(_device(model)) for tensor in _pad(sequences, pad_id))
+    lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences], device=x.device)
+    attention_mask = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
+    return logits_of(model, x, attention_mask.long()), y, mask
 
 
 def _of_responses(values_BT: Tensor, mask_BT: Tensor) -> list[Tensor]:

@@ -7,8 +7,7 @@ On disk, one folder an identity (weights + numerics), holding immutable chunks:
 
     <root>/<identity>/<sha256 of the file>.safetensors      keys (n, 32) uint8 · lengths (n,) int32 · values (N,) float32
 
-A chunk is written beside and renamed, so a kill leaves whole chunks only; two writers at most store a value twice. A chunk's name is the hash
-of its bytes, so damage is seen when it is opened: the chunk is set aside and its values are computed again, never trusted.
+What a chunk promises says chunks.py.
 """
 
 import hashlib
@@ -24,12 +23,11 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from likelier.atomic import atomic_file
+from likelier.chunks import Chunks
 from likelier.four_bits import quantisation
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import weights_dtype
-from likelier.rundir import writing
 
 FLUSH_TOKENS = 1 << 15
 """Values kept in memory before a chunk is written: what a kill can cost."""
@@ -43,12 +41,18 @@ def identity(*, weights: str, numerics: dict[str, Any]) -> str:
 def numerics_of(scorer: Scorer) -> dict[str, Any]:
     """Everything about the arithmetic that alters what `scorer` finds, beside the weights: it and the packages as they are here and now."""
     packed = quantisation(scorer.model)
+    dtype = str(weights_dtype(scorer.model)).removeprefix("torch.")
+    return numerics(precision=scorer.precision, weights_dtype=dtype, engine=scorer.engine, device=scorer.device, packed=packed)
+
+
+def numerics(*, precision: str, weights_dtype: str, engine: str, device: torch.device, packed: Any = None) -> dict[str, Any]:
+    """The same of a model that is not loaded."""
     return {
-        "precision": scorer.precision,
-        "weights_dtype": str(weights_dtype(scorer.model)).removeprefix("torch."),
+        "precision": precision,
+        "weights_dtype": weights_dtype,
         **({"quantisation": packed} if packed else {}),
-        "device": scorer.device.type,
-        "engine": scorer.engine,
+        "device": device.type,
+        "engine": engine,
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
@@ -110,12 +114,16 @@ class ReferenceStore(ReferenceValues):
     def __init__(self, root: Path, reference: str) -> None:
         super().__init__()
         self.folder = root / reference
-        self.damaged: list[Path] = []
+        self._chunks = Chunks(self.folder, "safetensors")
         self._fresh: list[bytes] = []
         self._fresh_tokens = 0
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if (chunk := self._read(path)) is not None:
-                self.unpack(chunk)
+        for content in self._chunks.read():
+            self.unpack(load(content))
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Chunks that opening has set aside."""
+        return self._chunks.damaged
 
     def add(self, sequence: PromptResponse, values_L: Tensor) -> None:
         """Keep a value; it reaches the disk with the next flush."""
@@ -129,23 +137,13 @@ class ReferenceStore(ReferenceValues):
         """Write what was added since the last flush as one chunk. Raises RunError if the disk does not take it."""
         if not self._fresh:
             return
-        content = save(self.packed(self._fresh))
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        with writing(path), atomic_file(path) as file:
-            file.write(content)
+        self._chunks.write(save(self.packed(self._fresh)))
         self._fresh, self._fresh_tokens = [], 0
 
-    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
-        """A whole chunk; a damaged one is set aside."""
-        try:
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != path.stem:
-                self.damaged.append(path)
-                path.replace(path.with_suffix(".damaged"))
-                return None
-        except FileNotFoundError:  # another run that reads the same store was first to set it aside
-            return None
-        return load(content)
+    def forget(self, sequences: Iterable[PromptResponse]) -> None:
+        """Let go of values that are on disk: who scores more than memory holds keeps none of them."""
+        for sequence in sequences:
+            self._values.pop(key_of(sequence), None)
 
 
 def fill(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
-from likelier.logprobs.head import collision_logps, token_logps
-from likelier.logprobs.plain import plain_scores
+from likelier.logprobs.head import Logits, collision_logps, in_one_type, token_logps
+from likelier.logprobs.plain import plain_logits, plain_scores
 from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_batches
 
 Engine = Literal["nodes", "mask", "plain"]
@@ -92,6 +92,20 @@ class Scorer:
             logps_E = token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
             collisions_E = collision_logps(hidden_ED, weight_VD, bias_V=bias_V) if collisions else None
         return [logps_E[edges] for edges in tree.edges_S], [] if collisions_E is None else [collisions_E[edges] for edges in tree.edges_S]
+
+    @torch.no_grad()
+    def logits(self, sequences: Sequence[PromptResponse]) -> list[Logits]:
+        """For each sequence the logits of its response tokens (L of them), as one batch, in the type in which the head multiplies. No gradient.
+
+        They are held as hidden states and the head's own weight; by engine "plain", which knows no head, as the logits themselves.
+        """
+        with self._autocast(self.precision == "bf16"):
+            if self.engine == "plain":
+                with standard_attention(self.model):
+                    return [Logits(rows_LV, None) for rows_LV in plain_logits(self.model, sequences, pad_id=self.pad_id)]
+            tree = build_tree(sequences).to(self.device)
+            hidden_ED, weight_VD, bias_V = in_one_type(*self._head_factors(tree))
+        return [Logits(hidden_ED[edges], weight_VD, bias_V) for edges in tree.edges_S]
 
     def _head_factors(self, tree: Tree) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the logits of the scored edges are the product of: hidden states, weight and bias."""

@@ -64,7 +64,7 @@ def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "unchanged_empty": view.no_findings(unchanged, evaluation, "stayed the same"),
         "evaluation": evaluation,
         "measures": held_out_measures(evaluation) if evaluation else [],
-        "reasons": reason_measures(evaluation.get("by_reason") or {}) if evaluation else [],
+        "reasons": reason_measures((evaluation.get("by") or {}).get("reason") or {}) if evaluation else [],
         "calibration": _calibration(evaluation.get("calibration")) if evaluation else None,
         "probes": [probe_row(probe) for probe in evaluation.get("probes") or []] if evaluation else [],
         "curves": draw_curves(

@@ -99,6 +99,16 @@ SHAREGPT = {
 }
 SHAREGPT_PROMPT = (user("human instruction"), assistant("model response"), user("human instruction"))
 
+REWARD_BENCH = {
+    "prompt": "What color is the sky?",
+    "chosen": "It is blue.",
+    "chosen_model": "GPT4-Turbo",
+    "rejected": "It is green.",
+    "rejected_model": "alpaca-7b",
+    "subset": "alpacaeval-easy",
+    "id": 0,
+}
+
 KTO = {"instruction": "Write a haiku.", "output": "Leaves fall.", "kto_tag": True}
 
 ULTRAFEEDBACK = {
@@ -214,6 +224,11 @@ THUMB = {"messages": [said("user", "Hi")], "response": "Hello!", "feedback": "up
 THREE_AND_ONE = {"meta": {"chosen_score": 3.0, "rejected_score": 1.0}, "margin": 2.0}
 
 EXAMPLES = {
+    "RewardBench": (
+        REWARD_BENCH,
+        "reward-bench",
+        [Pair((SKY,), (BLUE,), (GREEN,), id="0", group="alpacaeval-easy", meta={"chosen_model": "GPT4-Turbo", "rejected_model": "alpaca-7b"})],
+    ),
     "TRL unpaired text": (UNPAIRED_TEXT, "unpaired", [Labelled((user("The sky is"),), (assistant(" blue."),), True)]),
     "TRL unpaired messages": (UNPAIRED_TALK, "unpaired", [Labelled((SKY,), (GREEN,), False)]),
     "OpenAI": (

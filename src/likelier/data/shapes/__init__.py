@@ -29,6 +29,7 @@ class Shape(NamedTuple):
 
 SHAPES = (
     Shape("ultrafeedback-binarized", pairs.has_conversations, pairs.repeated_prompt, "`prompt`, and `chosen` and `rejected` that repeat it"),
+    Shape("reward-bench", pairs.has_subset, pairs.subset, "`prompt`, `chosen`, `rejected` and `subset`"),
     Shape("explicit-prompt", pairs.has_prompt, pairs.explicit_prompt, "`prompt`, `chosen` and `rejected`, text or messages"),
     Shape("hh-rlhf", pairs.has_transcripts, pairs.transcripts, "`chosen` and `rejected`, transcripts of Human: and Assistant:"),
     Shape("sharegpt", tools.has_sharegpt_pair, tools.sharegpt_pair, "`conversations`, `chosen` and `rejected`"),

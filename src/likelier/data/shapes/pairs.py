@@ -17,6 +17,10 @@ def has_prompt(row: Fields) -> bool:
     return is_paired(row) and "prompt" in row
 
 
+def has_subset(row: Fields) -> bool:
+    return has_prompt(row) and isinstance(row.get("subset"), str) and "group" not in row
+
+
 def has_conversations(row: Fields) -> bool:
     return has_prompt(row) and (is_conversation(row["chosen"]) or is_conversation(row["rejected"]))
 
@@ -40,6 +44,11 @@ def has_edit(row: Fields) -> bool:
 def explicit_prompt(fields: Fields) -> Iterator[Fields]:
     """`prompt` beside the two replies, each a string or messages: the canonical shape, and TRL's."""
     yield fields
+
+
+def subset(fields: Fields) -> Iterator[Fields]:
+    """RewardBench: a pair with the `subset` that it belongs to, by which its accuracy is told apart. It becomes the group."""
+    yield {**without(fields, "subset"), "group": fields["subset"]}
 
 
 def repeated_prompt(fields: Fields) -> Iterator[Fields]:

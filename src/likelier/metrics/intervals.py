@@ -1,12 +1,10 @@
-"""Numbers about a run, with their uncertainty: intervals over prompts, accuracy, calibration, lengths, and what a reply's surface shows.
+"""Estimates with their uncertainty: shares, means and medians with intervals over prompts; and what lengths are like.
 
-Pure functions of plain sequences. Shape legend: N rows (pairs or replies), C clusters (prompts), R resamples.
+Shape legend: N rows (pairs or replies), C clusters (prompts), R resamples.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -106,7 +104,7 @@ def bootstrap(
     >>> bootstrap([1, 2, 90], "abc", statistic="median").value
     2.0
     """
-    values_N = _finite(values)
+    values_N = finite(values)
     estimates_R = _resampled(values_N, clusters, statistic, seed, resamples)
     return _percentile_interval(_estimate(values_N, statistic), estimates_R, level)
 
@@ -129,7 +127,7 @@ def bootstrap_difference(
     >>> bootstrap_difference([0, 0], [1, 0], ["a", "b"]).value
     0.5
     """
-    before_N, after_N = _finite(before), _finite(after)
+    before_N, after_N = finite(before), finite(after)
     if len(before_N) != len(after_N):
         raise ValueError(f"bootstrap_difference: {len(before_N)} values before but {len(after_N)} after; a paired difference needs both of each row.")
     if statistic == "mean":
@@ -200,56 +198,7 @@ def accuracy(margins: ArrayLike) -> float:
 
 def correct(margins: ArrayLike) -> np.ndarray:
     """Per pair (N,): 1 when the margin is above 0, ½ when it is 0, else 0. `accuracy` is its mean, `bootstrap` gives that its interval."""
-    return np.asarray(np.heaviside(_finite(margins), 0.5))
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Pairs of similar confidence: their mean confidence, the share that was right, and how many they are."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Expected calibration error and the bins of the reliability diagram, by rising confidence."""
-
-    ece: float
-    bins: tuple[CalibrationBin, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"ece": self.ece, "bins": [asdict(each) for each in self.bins]}
-
-
-def calibration(margins: ArrayLike, bins: int = 10) -> Calibration:
-    """How well σ(margin), the model's probability that `chosen` is preferred (Bradley-Terry), matches how often it is right.
-
-    Every pair is known with the preferred side first, so σ(m) cannot be compared with an outcome that is always 1. Shown in either order, the
-    model backs the side of higher reward with confidence σ(|m|), and is right when m > 0 (a tie: confidence ½, half right). Then
-
-        ECE = Σ_b n_b / N · |accuracy_b - confidence_b|
-
-    over bins of equal mass; pairs of equal confidence share a bin, so there may be fewer than `bins`.
-    Source: Guo et al. 2017, equation 3 (ECE); Nixon et al. 2019 (bins of equal mass).
-
-    >>> calibration([0.0, 0.0]).ece
-    0.0
-    """
-    margins_N = _finite(margins)
-    confidence_N = 1 / (1 + np.exp(-np.abs(margins_N)))
-    order = np.argsort(confidence_N, kind="stable")
-    confidence_N, right_N = confidence_N[order], correct(margins_N)[order]
-    N = len(confidence_N)
-    even = np.arange(bins) * N // bins
-    starts = np.unique(np.searchsorted(confidence_N, confidence_N[even], side="left"))
-    counts = np.diff(np.append(starts, N))
-    confidences, accuracies = np.add.reduceat(confidence_N, starts) / counts, np.add.reduceat(right_N, starts) / counts
-    return Calibration(
-        ece=float(np.sum(counts * np.abs(accuracies - confidences)) / N),
-        bins=tuple(CalibrationBin(float(c), float(a), int(n)) for c, a, n in zip(confidences, accuracies, counts, strict=True)),
-    )
+    return np.asarray(np.heaviside(finite(margins), 0.5))
 
 
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -263,84 +212,20 @@ def length_summary(lengths: ArrayLike) -> dict[str, float]:
     >>> length_summary([1, 2, 3, 4])["p50"]
     2.5
     """
-    lengths_N = _finite(lengths)
+    lengths_N = finite(lengths)
     cuts = np.quantile(lengths_N, list(QUANTILES.values()))
     return {"mean": float(lengths_N.mean()), **{name: float(cut) for name, cut in zip(QUANTILES, cuts, strict=True)}}
 
 
-APOLOGY = re.compile(
-    r"""(?<!safe\ than\ )(?<!feel\ )(?<!feels\ )(?<!felt\ )\bsorry\b   # not: better safe than sorry, feel sorry for
-      | \bapolog(?:y|ies|i[sz]e[sd]?|i[sz]ing)\b                       # not: unapologetic, apologetics
-      | \bforgive\ (?:me|us|my|our)\b
-      | \bpardon\ (?:me|us|my|our)\b | \bbeg\ your\ pardon\b
-      | \bregret\ (?:any|the|this|that)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
+def histogram(lengths: Mapping[str, Sequence[float]], *, bins: int = 24) -> dict[str, list[float]]:
+    """Counts over common equal-width bins: {"edges": bins + 1 numbers, name: bins counts, …}."""
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in lengths.values()]), bins=bins)
+    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in lengths.items()}
+    return {"edges": edges.tolist(), **counts}
 
 
-APOLOGETIC = ("sorry", "apolog", "forgive", "pardon", "regret")
-"""Stems, one of which is in whatever `APOLOGY` matches: looking for them first is ten times as fast on a text without any."""
-
-
-def has_apology(text: str) -> bool:
-    """Whether an English reply has words of apology: `APOLOGY` matches.
-
-    Sorry; apology, apologies, apologise or apologize in their forms; forgive or pardon me, us, my, our; regret any/the/this/that.
-    It reads the surface: "no need to apologise" counts. That is enough to compare replies of one model before and after.
-    """
-    folded = text.lower()
-    return any(stem in folded for stem in APOLOGETIC) and APOLOGY.search(_one_spaced(text)) is not None
-
-
-REFUSAL = re.compile(
-    r"""\b(?:I|we)(?:\ am|\ are|'m|'re)?\ (?:\w+ly\ )?
-        (?:can't|cannot|can\ not|won't|will\ not|couldn't|unable\ to|not\ able\ to|not\ allowed\ to|not\ permitted\ to|not\ going\ to|refuse\ to)
-        \ (?:\w+ly\ |in\ good\ conscience\ |be\ able\ to\ )?
-        (?:help|assist|provide|answer|comply|fulfil+|discuss|share|give|write|create|generate|produce|continue|engage|participate|support|do|offer|advise)
-        \b(?!\ but\b)                                                  # not: I can't help but …
-      | \b(?:I|we)(?:\ must|\ have\ to|'ll\ have\ to)?\ (?:respectfully\ |politely\ )?decline\b
-      | \bas\ an\ (?:AI|artificial\ intelligence)(?:\ language)?(?:\ (?:model|assistant))?,?\ (?:I|we)\b
-      | \bagainst\ (?:my|our)\ (?:\w+\ )?(?:guidelines|policy|policies|programming|principles)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-REFUSING = (
-    *("can't", "cannot", "can not", "won't", "will not", "couldn't", "unable", "not able", "not allowed", "not permitted", "not going", "refuse"),
-    *("decline", "as an ai", "as an artificial", "against"),
-)
-"""Stems, one of which is in whatever `REFUSAL` matches."""
-
-
-def has_refusal(text: str) -> bool:
-    """Whether an English reply declines the request: `REFUSAL` matches.
-
-    "I can't / cannot / won't / am unable to" followed by a verb of helping, "I must decline", "as an AI, I", "against my guidelines".
-    Matching phrases is the usual cheap test of refusal (Zou et al. 2023; Röttger et al. 2024, XSTest); it misses polite evasion.
-    """
-    spaced = _one_spaced(text)
-    folded = spaced.lower()
-    return any(stem in folded for stem in REFUSING) and REFUSAL.search(spaced) is not None
-
-
-def in_a_loop(words: str | Sequence[Hashable], n: int = 4, times: int = 4) -> bool:
-    """Whether any run of `n` words occurs `times` times or more, overlaps counted: max over n-grams g of count(g) ≥ times.
-
-    `words` are words or token ids; a string is split at white space. Repetition by n-gram counts follows Welleck et al. 2020 (seq-rep-n).
-
-    >>> in_a_loop("I will check that. " * 4)
-    True
-    """
-    sequence = words.split() if isinstance(words, str) else words
-    grams = Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
-    return bool(grams) and max(grams.values()) >= times
-
-
-def _one_spaced(text: str) -> str:
-    return " ".join(text.replace("’", "'").split())
-
-
-def _finite(values: ArrayLike) -> np.ndarray:
+def finite(values: ArrayLike) -> np.ndarray:
+    """(N,) fp64. Raises ValueError for none, and for one that is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"expected a non-empty list of numbers, got one of shape {array.shape}.")
@@ -349,10 +234,3 @@ def _finite(values: ArrayLike) -> np.ndarray:
             f"value {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite ({array[~np.isfinite(array)][0]}); a mean over it says nothing."
         )
     return array
-
-
-def histogram(lengths: Mapping[str, Sequence[float]], *, bins: int = 24) -> dict[str, list[float]]:
-    """Counts over common equal-width bins: {"edges": bins + 1 numbers, name: bins counts, …}."""
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in lengths.values()]), bins=bins)
-    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in lengths.items()}
-    return {"edges": edges.tolist(), **counts}

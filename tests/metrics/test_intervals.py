@@ -1,3 +1,5 @@
+"""Intervals over prompts against enumeration, numpy and scipy."""
+
 import doctest
 import itertools
 import json
@@ -9,27 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from likelier import metrics
 from likelier.metrics import (
-    APOLOGY,
-    REFUSAL,
     Interval,
     accuracy,
     bootstrap,
     bootstrap_difference,
-    calibration,
     correct,
-    has_apology,
-    has_refusal,
-    in_a_loop,
+    intervals,
     length_summary,
+    reliability,
+    text,
     wilson,
 )
 
 
-def test_docstring_examples() -> None:
-    result = doctest.testmod(metrics)
-    assert result.attempted >= 6
+@pytest.mark.parametrize("module", [intervals, reliability, text])
+def test_docstring_examples(module) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted >= 1
     assert result.failed == 0
 
 
@@ -108,7 +107,7 @@ def test_bootstrap_does_not_depend_on_row_order_or_cluster_names_and_repeats() -
 def test_blocks_of_resamples_fill_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(5).normal(size=30)
     whole = bootstrap(values, range(30))
-    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", 30 * 7)
+    monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", 30 * 7)
     blocks = bootstrap(values, range(30))
     assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high), abs=0.06)
 
@@ -137,211 +136,14 @@ def test_difference_of_booleans() -> None:
     assert not found.excludes(0.0)
 
 
-@pytest.mark.parametrize(
-    "call, words",
-    [
-        (lambda: bootstrap([1.0, 2.0], ["a"]), "2 values but 1 clusters"),
-        (lambda: bootstrap([], []), "non-empty"),
-        (lambda: bootstrap([1.0, math.nan], ["a", "b"]), "value 1 is not finite"),
-        (lambda: bootstrap_difference([1.0], [1.0, 2.0], ["a"]), "1 values before but 2 after"),
-        (lambda: accuracy([math.inf]), "not finite"),
-        (lambda: length_summary([]), "non-empty"),
-    ],
-)
-def test_unusable_numbers_are_refused(call, words) -> None:
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
 def test_accuracy_counts_a_tie_half() -> None:
     assert accuracy([0.3, -0.1, 0.0, 2.0]) == 2.5 / 4
     assert accuracy([0.0, 0.0]) == 0.5
     assert correct([0.3, -0.1, 0.0]).tolist() == [1.0, 0.0, 0.5]
 
 
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def test_calibration_by_hand() -> None:
-    margins = [logit(0.6), -logit(0.6), logit(0.9), logit(0.8)]
-    found = calibration(margins, bins=2)
-    assert [(b.confidence, b.accuracy, b.count) for b in found.bins] == [
-        (pytest.approx(0.6), 0.5, 2),
-        (pytest.approx(0.85), 1.0, 2),
-    ]
-    assert found.ece == pytest.approx(0.5 * 0.1 + 0.5 * 0.15)
-
-
-def test_calibration_keeps_equal_confidences_together_in_any_order() -> None:
-    margins = [1.0, -1.0] * 3 + [2.0] * 4
-    found = calibration(margins, bins=5)
-    assert [(b.accuracy, b.count) for b in found.bins] == [(0.5, 6), (1.0, 4)]
-    assert calibration(margins[::-1], bins=5).ece == pytest.approx(found.ece)
-
-
-def test_calibration_of_a_calibrated_model_is_near_zero_and_of_a_boastful_one_is_not() -> None:
-    rng = np.random.default_rng(7)
-    sizes = np.abs(rng.normal(0, 2, 20_000))
-    right = rng.random(20_000) < 1 / (1 + np.exp(-sizes))
-    margins = np.where(right, sizes, -sizes)
-    honest, boastful = calibration(margins), calibration(3 * margins)
-    assert honest.ece < 0.01
-    assert boastful.ece > 0.1
-    assert [b.count for b in honest.bins] == [2000] * 10
-    assert all(b.confidence > b.accuracy for b in boastful.bins)
-
-
-def test_calibration_survives_huge_margins_and_fewer_pairs_than_bins() -> None:
-    found = calibration([1e4, -1e4, 0.0], bins=10)
-    assert [(b.confidence, b.accuracy, b.count) for b in found.bins] == [(0.5, 0.5, 1), (1.0, 0.5, 2)]
-    assert found.ece == pytest.approx(1 / 3)
-    assert json.loads(json.dumps(found.as_dict()))["bins"][1]["count"] == 2
-
-
 def test_length_summary_by_hand() -> None:
     assert length_summary(range(1, 22)) == {"mean": 11, "p5": 2, "p25": 6, "p50": 11, "p75": 16, "p95": 20, "max": 21}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry to hear that.",
-        "Sorry! That was our fault.",
-        "We apologise for the delay.",
-        "We apologize for the delay.",
-        "Please accept my apologies.",
-        "My apology is sincere.",
-        "I am apologizing on behalf of the team.",
-        "Please forgive\nme.",
-        "I beg your pardon.",
-        "We regret any inconvenience.",
-    ],
-)
-def test_apologies_are_seen(text: str) -> None:
-    assert has_apology(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "An unapologetic fan.",
-        "Better safe than sorry.",
-        "They felt sorry for him.",
-        "The bank may forgive the loan.",
-        "Christian apologetics",
-        "Your order ships today.",
-        "",
-    ],
-)
-def test_other_text_is_no_apology(text: str) -> None:
-    assert not has_apology(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I can’t assist with this request.",
-        "I cannot provide instructions for that.",
-        "I am unable to answer this.",
-        "I'm not able to discuss that.",
-        "Unfortunately, I simply cannot do that.",
-        "We will not share customer data.",
-        "I must respectfully decline.",
-        "As an AI language model, I have no opinions.",
-        "That goes against my guidelines.",
-    ],
-)
-def test_refusals_are_seen(text: str) -> None:
-    assert has_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I can't help but admire it.",
-        "I cannot recommend this film highly enough.",
-        "You cannot give the same code twice.",
-        "I can help with that.",
-        "The pump will not do this.",
-        "He declined the offer.",
-        "",
-    ],
-)
-def test_other_text_is_no_refusal(text: str) -> None:
-    assert not has_refusal(text)
-
-
-def test_loops_need_four_equal_four_grams() -> None:
-    assert in_a_loop("a a a a a a a")
-    assert not in_a_loop("a a a a a a")
-    assert in_a_loop([7, 8, 9, 10, 1] * 4)
-    assert not in_a_loop([7, 8, 9, 10, 1] * 3)
-    assert not in_a_loop(list(range(1000)))
-    assert not in_a_loop("")
-    assert in_a_loop("no no no", n=1, times=3)
-
-
-PHRASES = [
-    "I",
-    "we",
-    "can't",
-    "cannot",
-    "can",
-    "not",
-    "won't",
-    "will",
-    "couldn't",
-    "unable",
-    "to",
-    "not",
-    "able",
-    "allowed",
-    "permitted",
-    "going",
-    "refuse",
-    "help",
-    "assist",
-    "must",
-    "respectfully",
-    "decline",
-    "as",
-    "an",
-    "AI",
-    "artificial",
-    "intelligence",
-    "language",
-    "model",
-    "against",
-    "my",
-    "our",
-    "guidelines",
-    "policy",
-    "sorry",
-    "apologies",
-    "apologise",
-    "forgive",
-    "me",
-    "pardon",
-    "regret",
-    "the",
-    "beg",
-    "your",
-    "’",
-    ",",
-    ".",
-    "but",
-]
-
-
-@given(st.lists(st.sampled_from(PHRASES), max_size=12))
-def test_looking_for_stems_first_changes_no_verdict(words):
-    text = " ".join(words)
-    for said in (text, text.upper(), text.title()):
-        whole = " ".join(said.replace("’", "'").split())
-        assert has_refusal(said) == (REFUSAL.search(whole) is not None)
-        assert has_apology(said) == (APOLOGY.search(whole) is not None)
 
 
 @given(st.integers(0, 500), st.integers(0, 500))
