@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import re
 import weakref
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 from likelier.changes import list_changes
 from likelier.data.chat import Encoder
 from likelier.data.load import load_sides
-from likelier.errors import ModelError, RunError
+from likelier.errors import ModelError, RecipeError, RunError
 from likelier.evaluate import answers, compare, evaluate, exam
 from likelier.evaluate import run as running
 from likelier.evaluate.answers import Answers, ask
@@ -29,10 +30,12 @@ from likelier.logprobs.tree import PromptResponse
 from likelier.metrics import Interval
 from likelier.models import add_adapter, as_reference, fingerprint, load_trained, save_trained
 from likelier.objectives import make_objective
-from likelier.probes import Question
+from likelier.probes import Asked, Item, Probe, Question
+from likelier.probes.measures import MEASURES
 from likelier.recipe import AdapterSettings, ModelSettings, parse_recipe
+from likelier.records import Message
 from likelier.report import write_report
-from likelier.rundir import RunDir, write_atomic, write_json
+from likelier.rundir import RunDir, read_jsonl, write_atomic, write_json
 
 CHOSEN = ("is in the panel", "comes on the 3rd; we send it by mail.")
 REJECTED = ("Sorry!", "Look for it yourself.", "WHO ARE YOU", "We never wrote one, I am afraid, and never will", "**July**: n/a")
@@ -158,14 +161,20 @@ def test_the_report_reads_what_evaluation_wrote(make_run):
         "qa_accuracy",
         "reply_length",
         "apology_rate",
+        "refusal_rate",
         "loop_rate",
         "ended_rate",
+        "over_refusal_rate",
+        "red_team_refusal_rate",
+        "injection_rate",
+        "short_answers",
         "held_out_reply_length",
         "held_out_loop_rate",
     ]
     for probe in result["probes"]:
         assert probe["title"] in page
-        assert probe.keys() == {"name", "title", "unit", "better", "items", "before", "after", "difference"}
+        assert re.fullmatch(r"[\w-]+@\w+", probe["set"])
+        assert probe.keys() == {"name", "set", "title", "unit", "better", "items", "before", "after", "difference"}
         assert (probe["unit"], probe["better"]) in {(unit, better) for unit in ("share", "tokens") for better in ("higher", "lower", "none")}
         for side in ("before", "after", "difference"):
             interval = Interval.from_dict(probe[side])
@@ -186,7 +195,10 @@ def test_a_model_compared_with_itself_shows_no_change(make_run, method):
     assert all(row["before"] == row["after"] for row in run.read_samples())
     changed, unchanged = list_changes(result, has_reference=True)
     assert changed == []
-    assert len(unchanged) == 9
+    assert len(unchanged) == 14
+    rows = list(read_jsonl(run.probes))
+    assert len(rows) == sum(probe["items"] for probe in result["probes"])
+    assert all(row["before"] == row["after"] and row["before_hit"] is row["after_hit"] for row in rows)
 
 
 def test_two_models_are_never_held_at_once(make_run, monkeypatch):
@@ -234,7 +246,7 @@ def test_pitfall_15_another_version_of_what_computes_shares_no_values(make_run, 
 
 def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
-    monkeypatch.setattr(exam, "questions", lambda *_: pytest.fail("not wanted"))
+    monkeypatch.setattr(exam, "in_tokens", lambda *_, **__: pytest.fail("not wanted"))
     result = evaluate(run)
     assert result["probes"] == []
     assert value_of(result, "kl") > 0
@@ -246,8 +258,10 @@ def test_probes_that_the_template_cannot_say_are_left_out_and_named(make_run, ch
     chat_tokenizer.chat_template = chat_tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     said = []
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2, say=said.append)
-    assert (exam.questions, exam.neutral) == ([], [])
+    assert exam.choices == []
+    assert "reply_length" in [asked.probe.name for asked in exam.probes]
     assert "left out" in said[0]
+    assert "(qa_accuracy)" in said[0]
     assert "reasoning" in said[0]
 
 
@@ -312,45 +326,134 @@ def reply(text, *, tokens, ended=True):
     return Reply((9,) * tokens + ((2,) if ended else ()), text, ended)
 
 
+def asked(name, *, measure=None, questions=(), replies=0):
+    """A probe as it is asked: `measure` of as many prompts as there are replies, or questions."""
+    items = tuple(Item(f"{name}-{i}", (Message("user", f"prompt {i}"),), choices=("yes", "no")) for i in range(replies or len(questions)))
+    probe = Probe(name, name.title(), f"{name}@1", "lower", items, None, measure=measure)
+    return Asked(probe, tuple(questions), tuple((i,) for i in range(replies)), 8)
+
+
 def test_probes_count_what_they_say(make_run, chat_tokenizer):
     _, recipe, _, held_out = make_run()
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
     right, wrong = PromptResponse((1,), (5,)), PromptResponse((1,), (6,))
-    exam = replace(exam, questions=[Question((right, wrong), 0)] * 3 + [Question((wrong, right), 0)])
+    questions = [Question((right, wrong), 0)] * 3 + [Question((wrong, right), 0)]
+    measures = [asked(name, measure=measure, replies=4) for name, measure in MEASURES.items()]
+    exam = replace(exam, probes=[asked("questions", questions=questions), *measures])
     logps = {right: torch.tensor([-1.0]), wrong: torch.tensor([-2.0])}
     swapped = {right: torch.tensor([-2.0]), wrong: torch.tensor([-1.0])}
     loop = "I will check that. " * 4
+    old = [reply("Sorry!", tokens=1), reply(loop, tokens=30, ended=False), reply("Yes.", tokens=2), reply("I apologize, I cannot help.", tokens=7)]
+    new = [reply("Yes.", tokens=2), reply("No.", tokens=2), reply("Yes.", tokens=2), reply("Sorry.", tokens=2)]
     before = Answers(
         logps,
         held_out=[reply("a", tokens=3), reply(loop, tokens=9), reply("b", tokens=4)],
-        neutral=[reply("Sorry!", tokens=1), reply(loop, tokens=30, ended=False), reply("Yes.", tokens=2), reply("I apologize.", tokens=7)],
+        probed={((i,), 8): old[i] for i in range(4)},
         sampled=[],
     )
     after = Answers(
         swapped,
         held_out=[reply("a", tokens=3), reply("c", tokens=5), reply("b", tokens=6)],
-        neutral=[reply("Yes.", tokens=2), reply("No.", tokens=2), reply("Yes.", tokens=2), reply("Sorry.", tokens=2)],
+        probed={((i,), 8): new[i] for i in range(4)},
         sampled=[],
     )
-    rows = {row["name"]: row for row in measure_probes(exam, before, after)}
+    measured = measure_probes(exam, before, after)
+    rows = {probe.name: probe.summary() for probe in measured}
     values = {name: tuple(row[side]["value"] for side in ("before", "after", "difference")) for name, row in rows.items()}
     assert values == {
-        "qa_accuracy": (0.75, 0.25, -0.5),
-        "reply_length": (4.5, 2.0, -2.5),
-        "apology_rate": (0.5, 0.25, -0.25),
-        "loop_rate": (0.25, 0.0, -0.25),
-        "ended_rate": (0.75, 1.0, 0.25),
+        "questions": (0.75, 0.25, -0.5),
+        "length": (4.5, 2.0, -2.5),
+        "apology": (0.5, 0.25, -0.25),
+        "refusal": (0.25, 0.0, -0.25),
+        "loop": (0.25, 0.0, -0.25),
+        "ended": (0.75, 1.0, 0.25),
         "held_out_reply_length": (4.0, 5.0, 1.0),
         "held_out_loop_rate": (pytest.approx(1 / 3), 0.0, pytest.approx(-1 / 3)),
     }
-    assert [row["items"] for row in rows.values()] == [4, 4, 4, 4, 4, 3, 3]
-    assert {name: row["better"] for name, row in rows.items() if row["better"] != "none"} == {
-        "qa_accuracy": "higher",
-        "apology_rate": "lower",
-        "loop_rate": "lower",
-        "ended_rate": "higher",
-        "held_out_loop_rate": "lower",
+    assert [row["items"] for row in rows.values()] == [4] * 6 + [3, 3]
+    assert {name for name, row in rows.items() if row["unit"] == "tokens"} == {"length", "held_out_reply_length"}
+    assert rows["held_out_loop_rate"]["set"] == f"held-out@{held_out.id[:12]}"
+
+    listed = {probe.name: probe.rows() for probe in measured}
+    prompt = [{"role": "user", "content": "prompt 3"}]
+    sides = {"before": "I apologize, I cannot help.", "after": "Sorry."}
+    assert listed["refusal"][3] == {"probe": "refusal", "id": "refusal-3", "prompt": prompt, **sides, "before_hit": True, "after_hit": False}
+    assert listed["length"][3] == {"probe": "length", "id": "length-3", "prompt": prompt, **sides, "before_hit": None, "after_hit": None}
+    assert [(row["before"], row["before_hit"], row["after"], row["after_hit"]) for row in listed["questions"][2:]] == [
+        ("yes", True, "no", False),
+        ("no", False, "yes", True),
+    ]
+    assert listed["held_out_loop_rate"][1]["prompt"] == PAIRS[2]["prompt"]
+
+
+OWN = """
+- name: offers_help
+  title: Replies with an h
+  want: higher
+  prompts: ["Can you help me?", [{role: system, content: Be brief.}, {role: user, content: Help!}]]
+  pattern: "(?i)h"
+- name: letters
+  want: none
+  prompts: ["Can you help me?", "Who is there?"]
+  function: own.py:letters
+- name: starts_with_capital
+  want: higher
+  prompts: ["Can you help me?"]
+  function: own.py:capital
+- name: knows_may
+  want: higher
+  choices: [May, June]
+  prompts: [{prompt: "Which month comes after April?", answer: May}]
+"""
+CODE = """
+def letters(reply, prompt):
+    assert prompt == [{"role": "user", "content": prompt[0]["content"]}]
+    return len(reply) / 2
+def capital(reply, prompt):
+    return reply[:1].isupper()
+def broken(reply, prompt):
+    return reply.nowhere
+"""
+
+
+def test_a_users_probes_are_asked_too(make_run, tmp_path, chat_model, chat_tokenizer):
+    write_atomic(tmp_path / "own.yaml", OWN)
+    write_atomic(tmp_path / "own.py", CODE)
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    recipe = run.recipe.read_text()
+    rows = {row["name"]: row for row in evaluate(run, probe_files=[str(tmp_path / "own.yaml")])["probes"]}
+    assert {name: (row["unit"], row["better"], row["items"], row["title"]) for name, row in rows.items()} == {
+        "offers_help": ("share", "higher", 2, "Replies with an h"),
+        "letters": ("", "none", 2, "letters"),
+        "starts_with_capital": ("share", "higher", 1, "starts_with_capital"),
+        "knows_may": ("share", "higher", 1, "knows_may"),
     }
+    prompt = Encoder(chat_tokenizer, max_length=100).encode_prompt((Message("user", "Can you help me?"),))
+    [before] = generate(chat_model, chat_tokenizer, [prompt], end_token_id=2, max_new_tokens=8)
+    listed = list(read_jsonl(run.probes))
+    assert [row["probe"] for row in listed] == ["offers_help"] * 2 + ["letters"] * 2 + ["starts_with_capital", "knows_may"]
+    assert listed[0]["before"] == listed[2]["before"] == before.text != listed[0]["after"]
+    assert listed[0]["before_hit"] is ("h" in before.text.lower())
+    assert rows["letters"]["before"]["value"] == pytest.approx((len(listed[2]["before"]) + len(listed[3]["before"])) / 4)
+    assert listed[5]["before"] in ("May", "June")
+    assert run.recipe.read_text() == recipe, "what is asked later is no part of the run"
+
+
+def test_a_users_function_that_fails_is_named(make_run, tmp_path):
+    write_atomic(tmp_path / "own.py", CODE)
+    write_atomic(tmp_path / "own.yaml", "- {name: mine, want: none, prompts: [Hello], function: 'own.py:broken'}")
+    run, *_ = make_run(eval={**EVAL, "probes": False, "probe_files": [str(tmp_path / "own.yaml")]})
+    with pytest.raises(RecipeError, match=r"probe `mine`, prompt mine-1: its function raised AttributeError: .*nowhere"):
+        evaluate(run)
+    write_atomic(tmp_path / "own.yaml", "- {name: mine, want: none, prompts: [Hello], function: 'own.py:brocken'}")
+    with pytest.raises(RecipeError, match=r"own.py has no function `brocken`. Did you mean `broken`"):
+        evaluate(run)
+    assert not run.eval.exists()
+
+
+def test_sets_are_asked_by_name(make_run):
+    run, *_ = make_run(eval={**EVAL, "probes": ["injections"]})
+    assert [row["name"] for row in evaluate(run)["probes"]] == ["injection_rate", "held_out_reply_length", "held_out_loop_rate"]
 
 
 def test_shown_prompts_are_spread_over_the_held_out_ones_and_shown_once(make_run, chat_tokenizer):
@@ -358,7 +461,7 @@ def test_shown_prompts_are_spread_over_the_held_out_ones_and_shown_once(make_run
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
     assert exam.shown == [0, 2, 4, 6, 8]
     replies = [reply(str(i), tokens=1) for i in range(5)]
-    rows = side_by_side(exam, Answers({}, replies, [], []), Answers({}, replies[::-1], [], []))
+    rows = side_by_side(exam, Answers({}, replies, {}, []), Answers({}, replies[::-1], {}, []))
     assert [(row["id"], row["before"], row["after"]) for row in rows][1] == ("March-0", "1", "3")
 
 
@@ -413,8 +516,8 @@ def test_progress_is_told(make_run):
     said = []
     evaluate(run, said.append)
     assert [text for text in said if text.endswith("replies")] == [
-        "Tuned model: writing 51 replies",
+        "Tuned model: writing 166 replies",
         "Tuned model: writing 3 replies",
-        "Reference: writing 51 replies",
+        "Reference: writing 166 replies",
     ]
     assert sum("scoring" in text for text in said) == 2

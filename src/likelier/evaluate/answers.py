@@ -1,9 +1,9 @@
 """One model's answers to an exam."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from likelier.evaluate.exam import Exam, Say, quiet
+from likelier.evaluate.exam import Exam, Request, Say, quiet
 from likelier.evaluate.held_out import LogpsOf
 from likelier.examples import Ids
 from likelier.generation.sample import Reply, generate
@@ -14,11 +14,12 @@ from likelier.logprobs.tree import PromptResponse
 
 @dataclass(frozen=True)
 class Answers:
-    """All that one model says to an exam. `sampled` are the policy's replies at temperature 1, which both models score."""
+    """All that one model says to an exam. `sampled` are the policy's replies at temperature 1, which both models score; `probed`, the
+    greedy replies to `exam.requests`."""
 
     logps: LogpsOf
     held_out: list[Reply]
-    neutral: list[Reply]
+    probed: Mapping[Request, Reply]
     sampled: list[PromptResponse]
 
 
@@ -28,7 +29,7 @@ def ask(exam: Exam, scorer: Scorer, *, sampled: list[PromptResponse] | None = No
     `store`: where the reference's values of the pairs are kept; what it holds is not computed again.
     """
     prompts = exam.prompts
-    greedy = _replies(exam, scorer, [*prompts, *exam.neutral], 0.0, say)
+    greedy = _greedy(exam, scorer, say)
     if sampled is None:
         drawn = _replies(exam, scorer, prompts, 1.0, say)
         sampled = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(prompts, drawn, strict=True)]
@@ -36,17 +37,27 @@ def ask(exam: Exam, scorer: Scorer, *, sampled: list[PromptResponse] | None = No
     tokens_per_batch = exam.recipe.train.tokens_per_batch
     pairs = _score(scorer, exam.pairs, store, tokens_per_batch)
     rest = _score(scorer, [*exam.choices, *sampled], None, tokens_per_batch)  # in the same batches for both models: the same rounding
-    return Answers({**pairs, **rest}, greedy[: len(prompts)], greedy[len(prompts) :], sampled)
+    return Answers({**pairs, **rest}, [greedy[prompt, exam.recipe.eval.max_new_tokens] for prompt in prompts], greedy, sampled)
 
 
-def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say) -> list[Reply]:
+def _greedy(exam: Exam, scorer: Scorer, say: Say) -> dict[Request, Reply]:
+    """Replies to all requests, those of one length together."""
+    replies: dict[Request, Reply] = {}
+    for limit in sorted({limit for _, limit in exam.requests}, reverse=True):
+        requests = [request for request in exam.requests if request[1] == limit]
+        written = _replies(exam, scorer, [prompt for prompt, _ in requests], 0.0, say, max_new_tokens=limit)
+        replies.update(zip(requests, written, strict=True))
+    return replies
+
+
+def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say, *, max_new_tokens: int | None = None) -> list[Reply]:
     say(f"writing {len(prompts)} replies")
     return generate(
         scorer.model,
         exam.tokenizer,
         prompts,
         end_token_id=exam.end_token_id,
-        max_new_tokens=exam.recipe.eval.max_new_tokens,
+        max_new_tokens=max_new_tokens or exam.recipe.eval.max_new_tokens,
         temperature=temperature,
         seed=exam.recipe.train.seed,
         precision=scorer.precision,

@@ -9,10 +9,13 @@ from likelier.errors import DataError, ModelError
 from likelier.examples import Ids
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.tree import PromptResponse
-from likelier.probes import Question, neutral_prompts, questions
+from likelier.probes import Asked, Probe, in_tokens, probes_of
 from likelier.recipe import Recipe
 
 Say = Callable[[str], None]
+
+Request = tuple[Ids, int]
+"""A prompt, and how many tokens its reply may have."""
 
 
 def quiet(text: str) -> None:
@@ -28,8 +31,7 @@ class Exam:
     end_token_id: int
     held_out: Side
     shown: list[int]  # which held-out pairs' prompts are replied to: one pair a prompt
-    questions: list[Question]
-    neutral: list[Ids]
+    probes: list[Asked]
 
     @property
     def prompts(self) -> list[Ids]:
@@ -44,7 +46,14 @@ class Exam:
     @property
     def choices(self) -> list[PromptResponse]:
         """The possible answers to the questions."""
-        return [choice for question in self.questions for choice in question.choices]
+        return [choice for asked in self.probes for question in asked.questions for choice in question.choices]
+
+    @property
+    def requests(self) -> list[Request]:
+        """What to reply to: held-out prompts, then those of the probes, each once."""
+        limit = self.recipe.eval.max_new_tokens
+        probed = [(prompt, asked.max_new_tokens) for asked in self.probes for prompt in asked.prompts]
+        return list(dict.fromkeys([*((prompt, limit) for prompt in self.prompts), *probed]))
 
 
 def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, say: Say = quiet) -> Exam:
@@ -55,14 +64,17 @@ def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: i
     firsts = list(first_of_prompt.values())
     wanted = min(recipe.eval.samples, len(firsts))
     shown = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
-    asked, neutral = _probes(recipe, tokenizer, say) if recipe.eval.probes else ([], [])
-    return Exam(recipe, tokenizer, end_token_id, held_out, shown, asked, neutral)
+    wanted_probes = probes_of(recipe.eval.probes, recipe.eval.probe_files)
+    return Exam(recipe, tokenizer, end_token_id, held_out, shown, _in_tokens(wanted_probes, recipe, tokenizer, say))
 
 
-def _probes(recipe: Recipe, tokenizer: Any, say: Say) -> tuple[list[Question], list[Ids]]:
-    template = recipe.model.chat_template
-    try:
-        return questions(tokenizer, template), neutral_prompts(tokenizer, template)
-    except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
-        say(f"The shipped probes are left out, they do not fit this chat template: {problem}")
-        return [], []
+def _in_tokens(probes: list[Probe], recipe: Recipe, tokenizer: Any, say: Say) -> list[Asked]:
+    asked, left_out = [], {}
+    for probe in probes:
+        try:
+            asked.append(in_tokens(probe, tokenizer, recipe.model.chat_template, max_new_tokens=recipe.eval.max_new_tokens))
+        except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
+            left_out[probe.name] = problem
+    if left_out:
+        say(f"Probes are left out that do not fit this chat template ({', '.join(left_out)}): {next(iter(left_out.values()))}")
+    return asked

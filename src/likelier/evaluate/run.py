@@ -1,5 +1,6 @@
 """The evaluation of a run directory."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from likelier.logprobs.scorer import Scorer
 from likelier.model_files import cache_dir
 from likelier.models import LoadedModel, as_reference, fingerprint, held_as, load_model, load_trained
 from likelier.objectives import make_objective
+from likelier.probes import probes_of
 from likelier.recipe import Recipe, load_recipe
 from likelier.rundir import RunDir, write_json, write_jsonl
 
 
-def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
-    """Ask the run's model and its reference, in the run's own arithmetic, and write eval.json and samples.jsonl. Returns what eval.json holds.
+def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Ask the run's model and its reference, in the run's own arithmetic, and write eval.json, samples.jsonl and probes.jsonl. Returns what eval.json
+    holds. `probe_files` are asked beside those of the recipe.
 
     A run without held-out pairs is not evaluated: None. Raises RunError where the run did not end, or its data or its base model are no longer
     those it was trained with.
@@ -30,6 +33,9 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
     recipe, manifest = load_recipe(run.require().recipe), run.read_manifest()
     if not manifest.get("outcome"):
         raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
+    files = tuple(dict.fromkeys([*recipe.eval.probe_files, *probe_files]))
+    recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"probe_files": files})})
+    probes_of(recipe.eval.probes, files)  # a file that is wrong is refused before anything is loaded
     numerics = manifest["numerics"]
     dtype = getattr(torch, numerics["weights_dtype"])
     full = recipe.train.method == "full"
@@ -54,8 +60,10 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
         # The one that training filled, if this is the same machinery.
         store = ReferenceStore(cache_dir() / "reference", identity(weights=manifest["model"]["weights"], numerics=numerics_of(scorer)))
         before = ask(exam, scorer, sampled=after.sampled, store=store, say=lambda text: say(f"Reference: {text}"))
-    result = compare(exam, before, after)
+    measured = measure_probes(exam, before, after)
+    result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured]}
     write_json(run.eval, result)
+    write_jsonl(run.probes, [row for probe in measured for row in probe.rows()])
     write_jsonl(run.samples, side_by_side(exam, before, after))
     return result
 
@@ -81,4 +89,4 @@ def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
     objective = make_objective(exam.recipe.objective.name, **exam.recipe.objective.given())
     result = measure_held_out(exam.held_out, objective, policy=after.logps, reference=before.logps)
     result["held_out"]["kl"] = measure_kl(after.sampled, policy=after.logps, reference=before.logps, limit=exam.recipe.eval.max_new_tokens)
-    return result | {"probes": measure_probes(exam, before, after)}
+    return result
