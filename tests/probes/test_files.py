@@ -122,6 +122,7 @@ WRONG = {
         "`measure`: Input should be 'length', 'apology', 'refusal', 'loop' or 'ended'",
     ),
     "choices alone": (ENTRY.replace("pattern: x", "choices: [a, b]"), "prompt 1: `choices` stand without `answer`"),
+    "choices beside a pattern": (ENTRY.replace("pattern", "choices: [a, b], pattern"), "prompt 1: `choices` stand without `answer`"),
     "one choice": (ENTRY.replace("pattern: x", "choices: [a], answer: a"), "`choices` are at least two, all different."),
     "equal choices": (ENTRY.replace("pattern: x", "choices: [a, a], answer: a"), "`choices` are at least two, all different."),
     "answer beside the choices": (
