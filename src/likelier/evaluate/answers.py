@@ -42,11 +42,13 @@ def ask(exam: Exam, scorer: Scorer, *, sampled: list[PromptResponse] | None = No
 
 def _greedy(exam: Exam, scorer: Scorer, say: Say) -> dict[Request, Reply]:
     """Replies to all requests, those of one length together."""
+    prompts_of: dict[int, list[Ids]] = {}
+    for prompt, limit in exam.requests:
+        prompts_of.setdefault(limit, []).append(prompt)
     replies: dict[Request, Reply] = {}
-    for limit in sorted({limit for _, limit in exam.requests}, reverse=True):
-        requests = [request for request in exam.requests if request[1] == limit]
-        written = _replies(exam, scorer, [prompt for prompt, _ in requests], 0.0, say, max_new_tokens=limit)
-        replies.update(zip(requests, written, strict=True))
+    for limit, prompts in prompts_of.items():
+        written = _replies(exam, scorer, prompts, 0.0, say, max_new_tokens=limit)
+        replies.update({(prompt, limit): reply for prompt, reply in zip(prompts, written, strict=True)})
     return replies
 
 
