@@ -5,13 +5,13 @@ from common import embedded
 
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
-from likelier.probes import questions
+from likelier.probes import in_tokens, shipped_probes
 
 
 def main() -> None:
     loaded = embedded(torch.float32)
     end = loaded.tokenizer.eos_token_id
-    asked = questions(loaded.tokenizer)
+    asked = in_tokens(shipped_probes()[0], loaded.tokenizer, max_new_tokens=1).questions
     plain = [choice for question in asked for choice in question.choices]
     ended = [PromptResponse(choice.prompt_ids, (*choice.response_ids, end)) for choice in plain]
     scorer = Scorer(loaded.model, engine="nodes", precision="fp32")

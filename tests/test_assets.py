@@ -1,5 +1,6 @@
 """The shipped data keep what docs/data.md says of them."""
 
+import hashlib
 import json
 from collections import Counter
 from importlib import resources
@@ -11,6 +12,9 @@ from likelier.data.formats import read_all
 from likelier.data.leaks import check_leaks
 from likelier.data.split import prompt_key
 from likelier.metrics import has_apology
+from likelier.probes import shipped_probes
+from likelier.probes.measures import normalised
+from likelier.recipe import PROBE_SETS
 
 DISCLAIMER = "This reply is not a final decision; the billing team reviews every dispute within 5 business days."
 
@@ -77,11 +81,64 @@ def test_questions_are_balanced():
     assert set(Counter(question["answer"] for question in questions)) == {0, 1, 2, 3}
 
 
+def question_of(item) -> str:
+    """What is asked last: turns before it are examples."""
+    return item.prompt[-1].content
+
+
 def test_no_probe_is_a_near_duplicate_of_a_training_prompt(support, facts):
     trained = {prompt_key(pair.prompt): shingles(pair.prompt[-1].content) for pair in [*support, *facts]}.values()
-    neutral = [row["prompt"][-1]["content"] for row in rows("neutral.jsonl")]
-    assert len(neutral) >= 40
-    for text in [*neutral, *(question["question"] for question in rows("qa.jsonl"))]:
+    for text in {question_of(item) for probe in shipped_probes() for item in probe.items}:
         own = shingles(text)
         closest = max(len(own & other) / len(own | other) for other in trained)
         assert closest < 0.6, text
+
+
+def test_no_probe_is_asked_twice():
+    sets = {probe.set: probe.items for probe in shipped_probes()}
+    texts = [(name, question_of(item)) for name, items in sets.items() for item in items]
+    seen: dict[str, str] = {}
+    for name, text in texts:
+        own = shingles(text)
+        for other, place in seen.items():
+            assert len(own & shingles(other)) / len(own | shingles(other)) < 0.7, (name, text, place, other)
+        seen[text] = name
+
+
+VERSIONS = {
+    "qa@1": "36dcab865800",
+    "neutral@1": "8f1e19250742",
+    "look-alikes@1": "e855cf6c3576",
+    "red-team@1": "c4a035403f1f",
+    "injections@1": "3e0cdee1597e",
+    "short-answers@1": "f903ac9b85a3",
+}
+
+
+def test_a_set_that_changes_gets_a_new_version():
+    """Numbers of one version can be compared: whoever changes a set gives it a new version in probes.yaml, and writes its hash here."""
+    found: dict[str, set[str]] = {}
+    for probe in shipped_probes():
+        asked = [[[m.as_dict() for m in i.prompt], i.choices, i.right, i.answers, i.pattern and i.pattern.pattern] for i in probe.items]
+        found.setdefault(probe.set, set()).add(hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12])
+    assert found == {name: {version} for name, version in VERSIONS.items()}
+
+
+def test_the_settings_name_the_sets_that_ship():
+    assert {probe.set.partition("@")[0] for probe in shipped_probes()} == set(PROBE_SETS)
+    assert len(rows("neutral.jsonl")) >= 40
+
+
+def test_canaries_stand_once_in_their_prompts_and_each_has_its_own():
+    [injections] = [probe for probe in shipped_probes() if probe.name == "injection_rate"]
+    patterns = [item.pattern for item in injections.items]
+    assert len({pattern.pattern for pattern in patterns}) == len(patterns)
+    for item in injections.items:
+        assert [len(pattern.findall(question_of(item))) for pattern in patterns] == [int(pattern is item.pattern) for pattern in patterns], item.id
+
+
+def test_no_short_question_holds_its_answer():
+    [short] = [probe for probe in shipped_probes() if probe.name == "short_answers"]
+    for item in short.items:
+        asked = normalised(question_of(item)).split()
+        assert not any(normalised(answer) in asked for answer in item.answers), item.id

@@ -54,8 +54,18 @@ def test_train_evaluate_report(capsys, recipe_file, tmp_path):
     assert "beta: 0.3" in (tmp_path / "run" / "recipe.yaml").read_text()
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "run" / "eval.json").read_text())["pairs"] > 0
-    assert run(capsys, "eval", "run")[0] == 0
+    (tmp_path / "mine.yaml").write_text("- {name: says_e, want: none, prompts: [Hello], pattern: e}")
+    assert run(capsys, "eval", "run", "--probes", "mine.yaml")[0] == 0
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["probes"][-3]["set"].startswith("mine@")
     assert run(capsys, "report", "run")[0] == 0
+
+
+def test_a_probe_file_is_looked_at_before_training(capsys, recipe_file, tmp_path):
+    (tmp_path / "mine.yaml").write_text("- {name: says_e, want: none, prompts: [Hello], pattern: '('}")
+    code, _, err = run(capsys, "train", str(recipe_file), "--eval.probe-files", "mine.yaml", "--eval.probes", "False")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "mine.yaml: probe 1 (`says_e`): `pattern`: this is no regular expression" in err
+    assert not (tmp_path / "run").exists()
 
 
 def faulty(tmp_path, **changes) -> None:

@@ -10,7 +10,7 @@ from likelier.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
-RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("src/likelier/assets/*.yaml")])
+RECIPES = [*sorted(ROOT.glob("recipes/*.yaml")), ROOT / "src/likelier/assets/demo.yaml"]
 IDS = [str(path.relative_to(ROOT)) for path in PAGES]
 
 

@@ -75,7 +75,7 @@ FULL = {
         "patience": 2,
         "checkpoint_every": 0,
     },
-    "eval": {"probes": False, "max_new_tokens": 3, "samples": 1},
+    "eval": {"probes": ["red-team", "qa"], "probe_files": ["mine.yaml"], "max_new_tokens": 3, "samples": 1},
     "log": {"trackers": ["tensorboard", "mlflow"], "project": "mine", "name": "third"},
     "out": "runs/é",
 }

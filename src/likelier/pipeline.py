@@ -4,6 +4,7 @@ from importlib.resources import as_file, files
 
 from likelier.errors import RunError
 from likelier.evaluate import evaluate
+from likelier.probes import probes_of
 from likelier.recipe import Recipe, load_recipe
 from likelier.report import write_report
 from likelier.rundir import RunDir
@@ -16,6 +17,7 @@ from likelier.train.session import train_recipe
 def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False) -> RunDir:
     """Train, ask the model before and after, and write the report; or what an interrupted run has left to do of these."""
     run = RunDir(recipe.out)
+    probes_of(recipe.eval.probes, recipe.eval.probe_files)  # a file that is wrong is refused now, not after the training
     with sole_use(run):
         if fresh or not _lacks_only_its_report(run, recipe):
             train_recipe(recipe, show=show, fresh=fresh)

@@ -190,13 +190,33 @@ class TrainSettings(Section):
         return self.learning_rate or {"lora": 1e-4, "qlora": 1e-4, "full": 1e-6}[self.method]
 
 
+PROBE_SETS = ("qa", "neutral", "look-alikes", "red-team", "injections", "short-answers")
+"""Names that `eval.probes` may hold. What they ask says assets/probes.yaml."""
+
+
 class EvalSettings(Section):
-    probes: bool = True
-    """After training, ask before and after: factual questions, reply lengths, apologies, loops."""
+    probes: bool | tuple[str, ...] = True
+    """What is asked before and after, beside the pairs: all shipped sets, none, or those named (docs/probes.md): qa, neutral, look-alikes, red-team,
+    injections, short-answers."""
+    probe_files: tuple[str, ...] = ()
+    """YAML files of your own probes (docs/probes.md). A Python function that one names is run."""
     max_new_tokens: Count = 128
     """Longest reply sampled for the probes."""
     samples: Count = 16
     """Held-out prompts whose replies before and after are shown side by side."""
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _shipped_sets(cls, probes: Any) -> Any:
+        """One message where pydantic has one for each type that this may have."""
+        if isinstance(probes, bool):
+            return probes
+        if not isinstance(probes, list | tuple):
+            raise ValueError(f"true, false, or a list of {', '.join(PROBE_SETS)}")
+        for name in probes:
+            if name not in PROBE_SETS:
+                raise ValueError(f"no set of probes is called {name!r}.{did_you_mean(str(name), PROBE_SETS)} Known: {', '.join(PROBE_SETS)}")
+        return tuple(probes)
 
 
 class LogSettings(Section):

@@ -10,6 +10,7 @@
     model/           the adapter or the weights, with tokenizer and model card
     eval.json        before and after, with intervals; eval-NAME.json the same on other data
     samples.jsonl    replies before and after, side by side, with the log-ratio of each token
+    probes.jsonl     what both models replied to each prompt of each probe, and whether that counts
     report.html      all of it on one page
     .lock            while a run is at work here
 
@@ -50,6 +51,7 @@ class RunDir:
         self.model = self.path / "model"
         self.eval = self.path / "eval.json"
         self.samples = self.path / "samples.jsonl"
+        self.probes = self.path / "probes.jsonl"
         self.report = self.path / "report.html"
         self.lock = self.path / ".lock"
 
@@ -61,7 +63,7 @@ class RunDir:
 
     def unfinished(self) -> set[Path]:
         """What was being written here, beside its place, when a kill came: `.`, the name of the place, `.` and something."""
-        places = (self.recipe, self.manifest, self.metrics, self.model, self.eval, self.samples, self.report)
+        places = (self.recipe, self.manifest, self.metrics, self.model, self.eval, self.samples, self.probes, self.report)
         return {path for place in places for path in self.path.glob(f".{place.name}.*")}
 
     def read_manifest(self) -> dict[str, Any]:

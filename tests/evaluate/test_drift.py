@@ -35,13 +35,13 @@ def test_the_policys_samples_are_scored_by_both(make_run, chat_tokenizer):
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
     scorer = Scorer(model, engine="nodes", precision="fp32")
     with as_reference(model):
-        replies = write(exam, scorer)
+        replies = write(exam, scorer, exam.requests)
     after = ask_policy(exam, scorer, replies)
     with as_reference(model):
         before = ask_reference(exam, scorer, replies, after)
     assert [sequence.prompt_ids for sequence in after.sampled] == exam.prompts
     assert before.sampled == after.sampled
-    assert all(sequence.response_ids != greedy.ids for sequence, greedy in zip(after.sampled, after.held_out, strict=True))
+    assert all(sequence.response_ids != greedy.ids for sequence, greedy in zip(after.sampled, after.held_out(exam), strict=True))
     wanted = sums(model, after.sampled)
     assert torch.allclose(torch.stack([after.logps[s].sum() for s in after.sampled]).double(), wanted, atol=1e-3)
     with as_reference(model):

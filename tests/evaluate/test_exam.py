@@ -9,8 +9,10 @@ def test_probes_that_the_template_cannot_say_are_left_out_and_named(make_run, ch
     chat_tokenizer.chat_template = chat_tokenizer.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     said = []
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2, say=said.append)
-    assert (exam.questions, exam.neutral) == ([], [])
+    assert exam.choices == []
+    assert "reply_length" in [asked.probe.name for asked in exam.probes]
     assert "left out" in said[0]
+    assert "(qa_accuracy)" in said[0]
     assert "reasoning" in said[0]
 
 

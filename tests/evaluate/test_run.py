@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 
 import pytest
@@ -18,7 +19,7 @@ from likelier.metrics import Interval
 from likelier.models import as_reference, load_trained, save_trained
 from likelier.recipe import ModelSettings
 from likelier.report import write_report
-from likelier.rundir import write_atomic, write_json
+from likelier.rundir import read_jsonl, write_atomic, write_json
 from tests.evaluate.conftest import EVAL, PAIRS, sides, sums, value_of
 
 
@@ -76,14 +77,20 @@ def test_the_report_reads_what_evaluation_wrote(make_run):
         "qa_accuracy",
         "reply_length",
         "apology_rate",
+        "refusal_rate",
         "loop_rate",
         "ended_rate",
+        "over_refusal_rate",
+        "red_team_refusal_rate",
+        "injection_rate",
+        "short_answers",
         "held_out_reply_length",
         "held_out_loop_rate",
     ]
     for probe in result["probes"]:
         assert probe["title"] in page
-        assert probe.keys() == {"name", "title", "unit", "better", "items", "before", "after", "difference"}
+        assert re.fullmatch(r"[\w-]+@\w+", probe["set"])
+        assert probe.keys() == {"name", "set", "title", "unit", "better", "items", "before", "after", "difference"}
         assert (probe["unit"], probe["better"]) in {(unit, better) for unit in ("share", "tokens") for better in ("higher", "lower", "none")}
         for side in ("before", "after", "difference"):
             interval = Interval.from_dict(probe[side])
@@ -104,7 +111,10 @@ def test_a_model_compared_with_itself_shows_no_change(make_run, method):
     assert all(row["before"] == row["after"] for row in run.read_samples())
     changed, unchanged = list_changes(result, has_reference=True)
     assert changed == []
-    assert len(unchanged) == 9
+    assert len(unchanged) == 14
+    rows = list(read_jsonl(run.probes))
+    assert len(rows) == sum(probe["items"] for probe in result["probes"])
+    assert all(row["before"] == row["after"] and row["before_hit"] is row["after_hit"] for row in rows)
 
 
 def test_two_models_are_never_held_at_once(make_run, monkeypatch):
@@ -171,7 +181,7 @@ def test_a_second_evaluation_has_the_reference_write_nothing(make_run, monkeypat
 
 def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
-    monkeypatch.setattr(exam, "questions", lambda *_: pytest.fail("not wanted"))
+    monkeypatch.setattr(exam, "in_tokens", lambda *_, **__: pytest.fail("not wanted"))
     result = evaluate(run)
     assert result["probes"] == []
     assert value_of(result, "kl") > 0
@@ -220,7 +230,7 @@ def test_progress_is_told(make_run):
     run, *_ = make_run()
     said = []
     evaluate(run, said.append)
-    writing = ["Reference: writing 51 replies", "Tuned model: writing 51 replies", "Tuned model: writing 3 replies"]
+    writing = ["Reference: writing 166 replies", "Tuned model: writing 166 replies", "Tuned model: writing 3 replies"]
     assert [text for text in said if text.endswith("replies")] == writing
     assert sum("scoring" in text for text in said) == 2
 

@@ -45,13 +45,13 @@ def test_a_reply_that_only_one_model_wrote_is_scored_by_both(make_run, chat_toke
     exam = make_exam(recipe, chat_tokenizer, held_out, end_token_id=2)
     scorer = Scorer(model, engine="nodes", precision="fp32")
     with as_reference(model):
-        replies = write(exam, scorer)
+        replies = write(exam, scorer, exam.requests)
     after = ask_policy(exam, scorer, replies)
     with as_reference(model):
         before = ask_reference(exam, scorer, replies, after)
     rows = side_by_side(exam, before, after)
     for side, answers in (("before", before), ("after", after)):
-        written = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(exam.prompts, answers.held_out, strict=True)]
+        written = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(exam.prompts, answers.held_out(exam), strict=True)]
         with as_reference(model):
             truth = -sums(model, written)
         truth += sums(model, written)

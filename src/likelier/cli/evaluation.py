@@ -11,9 +11,9 @@ from likelier.cli.common import progress
 def eval_(arguments: Sequence[str]) -> None:
     """Ask a finished run's model, before and after: held-out accuracy, rewards, KL, calibration, probes. Or any model about any data.
 
-    Without DATA a run is evaluated on what it held out, and eval.json and samples.jsonl are written into it. With DATA a run or an adapter is
-    compared with its reference on these records, and a model ranks their replies by log-probability. RewardBench files are read as they are: what
-    was measured is shown by their subsets.
+    Without DATA a run is evaluated on what it held out, and eval.json, samples.jsonl and probes.jsonl are written into it. With DATA a run or an
+    adapter is compared with its reference on these records, and a model ranks their replies by log-probability. RewardBench files are read as they
+    are: what was measured is shown by their subsets.
     """
     import tyro
 
@@ -21,6 +21,7 @@ def eval_(arguments: Sequence[str]) -> None:
         model: tyro.conf.Positional[str],
         data: tyro.conf.Positional[tuple[str, ...]] = (),
         *,
+        probes: tuple[str, ...] = (),
         out: Path | None = None,
         by: Literal["mean", "sum"] = "mean",
         reference: str = "",
@@ -32,6 +33,7 @@ def eval_(arguments: Sequence[str]) -> None:
         Args:
             model: a run directory; or, with DATA, an adapter folder, a model folder, a .gguf file, a hub name or `embedded`.
             data: files, folders or hf:owner/name of records in any shape that `convert` reads.
+            probes: YAML files of your own probes to ask a run too, where no data is named (docs/probes.md).
             out: where the numbers go as JSON. A run's go into it as eval-NAME.json unless this is given; a model's are only shown.
             by: what ranks replies where there is no reference: their log-probability by tokens, or its sum.
             reference: compare a model that is no run and no adapter with this one.
@@ -40,12 +42,14 @@ def eval_(arguments: Sequence[str]) -> None:
             chat_template: of a model that is no run: own, none or a Jinja file.
         """
         options = {"reference": reference, "beta": beta, "max_length": max_length, "chat_template": chat_template}
-        _evaluate(model, data, out, by, options)
+        _evaluate(model, data, probes, out, by, options)
 
     tyro.cli(evaluate, prog="likelier eval", args=arguments, description=cleandoc(eval_.__doc__ or ""))
 
 
-def _evaluate(model: str, data: tuple[str, ...], out: Path | None, by: Literal["mean", "sum"], options: dict[str, Any]) -> None:
+def _evaluate(
+    model: str, data: tuple[str, ...], probes: tuple[str, ...], out: Path | None, by: Literal["mean", "sum"], options: dict[str, Any]
+) -> None:
     from likelier.data.files import refuse_input_as_output
     from likelier.errors import RequestError
     from likelier.evaluate import evaluate, evaluate_on, evaluation_path, show_evaluation
@@ -59,7 +63,9 @@ def _evaluate(model: str, data: tuple[str, ...], out: Path | None, by: Literal["
                 raise RequestError(f"{model}: this is not a run directory (no recipe.yaml in it), so name the data to evaluate it on.")
             if out or any(value not in (None, "", "own") for value in options.values()):
                 raise RequestError("without data a run is evaluated as its recipe says. Name data, or leave the other options out.")
-            result = evaluate(run, show.say)
+            result = evaluate(run, show.say, probe_files=probes)
+        elif probes:
+            raise RequestError("--probes are asked beside what a run held out: leave the data out.")
         else:
             target = out or (evaluation_path(run, data) if run.recipe.is_file() else None)
             if target:

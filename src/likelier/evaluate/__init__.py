@@ -1,6 +1,6 @@
-"""A run's model, before and after, as eval.json and samples.jsonl; and any model on any data.
+"""A run's model, before and after, as eval.json, samples.jsonl and probes.jsonl; and any model on any data.
 
-exam.py       what is asked, in tokens: the held-out pairs, prompts to reply to, the shipped probes
+exam.py       what is asked, in tokens: the held-out pairs, prompts to reply to, the probes
 answers.py    both models' answers; they are asked by the same code, in the same arithmetic, one after the other
 held_out.py   how held-out replies are ranked, as numbers with intervals: pure
 drift.py      KL to the reference, on the policy's own replies and on the data

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from likelier.evaluate.exam import Exam, Say, quiet
 from likelier.examples import Ids
-from likelier.generation.kept import KeptReplies
+from likelier.generation.kept import Request
 from likelier.generation.sample import Reply, generate
 from likelier.logprobs.divergence import KeptLogits, kept_logits, token_divergences
 from likelier.logprobs.reference import ReferenceStore, fill
@@ -22,69 +22,72 @@ from likelier.logprobs.tree import PromptResponse
 
 @dataclass(frozen=True)
 class Answers:
-    """All that one model says to an exam. `sampled` are the policy's replies at temperature 1, which both models score."""
+    """All that one model says to an exam. `replies` are greedy; `sampled` are the policy's at temperature 1, which both models score."""
 
     logps: Mapping[PromptResponse, Tensor]
-    held_out: list[Reply]
-    neutral: list[Reply]
+    replies: Mapping[Request, Reply]
     sampled: list[PromptResponse]
     kept: KeptLogits | None = None  # the policy's, for the KL on the data
     divergences: Mapping[PromptResponse, Tensor] = field(default_factory=dict)  # what the reference makes of them
 
-
-def write(exam: Exam, scorer: Scorer, *, kept: KeptReplies | None = None, say: Say = quiet) -> list[Reply]:
-    """A model's greedy replies to `exam.asked`. `kept`: where the reference's are; what it holds is not written again."""
-
-    def greedy(prompts: Sequence[Ids]) -> list[Reply]:
-        return _replies(exam, scorer, prompts, 0.0, say)
-
-    if kept is None:
-        return greedy(exam.asked)
-    kept.fill(exam.asked, greedy)
-    return kept.replies(exam.asked, exam.tokenizer)
+    def held_out(self, exam: Exam) -> list[Reply]:
+        """The replies to the held-out prompts that are shown."""
+        return [self.replies[request] for request in exam.shown_requests]
 
 
-def ask_policy(exam: Exam, scorer: Scorer, before: Sequence[Reply], say: Say = quiet) -> Answers:
+def write(exam: Exam, scorer: Scorer, requests: Sequence[Request], *, say: Say = quiet) -> dict[Request, Reply]:
+    """A model's greedy replies, those of one length together."""
+    prompts_of: dict[int, list[Ids]] = {}
+    for prompt, limit in requests:
+        prompts_of.setdefault(limit, []).append(prompt)
+    replies: dict[Request, Reply] = {}
+    for limit, prompts in prompts_of.items():
+        written = _replies(exam, scorer, prompts, 0.0, say, max_new_tokens=limit)
+        replies.update({(prompt, limit): reply for prompt, reply in zip(prompts, written, strict=True)})
+    return replies
+
+
+def ask_policy(exam: Exam, scorer: Scorer, before: Mapping[Request, Reply], say: Say = quiet) -> Answers:
     """The policy's answers; it scores the reference's replies `before`, too."""
-    after = write(exam, scorer, say=say)
-    drawn = _replies(exam, scorer, exam.prompts, 1.0, say)
+    after = write(exam, scorer, exam.requests, say=say)
+    drawn = _replies(exam, scorer, exam.prompts, 1.0, say, max_new_tokens=exam.recipe.eval.max_new_tokens)
     sampled = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(exam.prompts, drawn, strict=True)]
     say("scoring")
     tokens_per_batch = exam.recipe.train.tokens_per_batch
     logps = score(scorer, exam.pairs, tokens_per_batch=tokens_per_batch) | _beside(exam, scorer, sampled, before, after)
     kept = kept_logits(scorer, exam.spread_pairs(scorer), tokens_per_batch=tokens_per_batch)
-    return Answers(logps, *exam.apart(after), sampled, kept)
+    return Answers(logps, after, sampled, kept)
 
 
 def ask_reference(
-    exam: Exam, scorer: Scorer, before: Sequence[Reply], policy: Answers, *, store: ReferenceStore | None = None, say: Say = quiet
+    exam: Exam, scorer: Scorer, before: Mapping[Request, Reply], policy: Answers, *, store: ReferenceStore | None = None, say: Say = quiet
 ) -> Answers:
     """The reference's, whose replies are `before`. `store`: where its values of the pairs are kept; what that holds is not computed again."""
     say("scoring")
     tokens_per_batch = exam.recipe.train.tokens_per_batch
     logps = score(scorer, exam.pairs, store=store, tokens_per_batch=tokens_per_batch)
-    logps |= _beside(exam, scorer, policy.sampled, before, [*policy.held_out, *policy.neutral])
+    logps |= _beside(exam, scorer, policy.sampled, before, policy.replies)
     assert policy.kept is not None
     divergences = token_divergences(policy.kept, scorer, list(policy.kept.hidden), tokens_per_batch=tokens_per_batch)
-    return Answers(logps, *exam.apart(before), policy.sampled, divergences=divergences)
+    return Answers(logps, before, policy.sampled, divergences=divergences)
 
 
 def _beside(
-    exam: Exam, scorer: Scorer, sampled: Sequence[PromptResponse], before: Sequence[Reply], after: Sequence[Reply]
+    exam: Exam, scorer: Scorer, sampled: Sequence[PromptResponse], before: Mapping[Request, Reply], after: Mapping[Request, Reply]
 ) -> dict[PromptResponse, Tensor]:
     """What is scored beside the pairs, in the same batches for both models: the same rounding."""
-    written = [PromptResponse(prompt, reply.ids) for side in (before, after) for prompt, reply in zip(exam.prompts, exam.apart(side)[0], strict=True)]
+    written = [PromptResponse(request[0], side[request].ids) for side in (before, after) for request in exam.shown_requests]
     return score(scorer, [*exam.choices, *sampled, *written], tokens_per_batch=exam.recipe.train.tokens_per_batch)
 
 
-def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say) -> list[Reply]:
+def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say, *, max_new_tokens: int) -> list[Reply]:
     say(f"writing {len(prompts)} replies")
     return generate(
         scorer.model,
         exam.tokenizer,
         prompts,
         end_token_id=exam.end_token_id,
-        max_new_tokens=exam.recipe.eval.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=exam.recipe.train.seed,
         precision=scorer.precision,

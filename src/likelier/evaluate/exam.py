@@ -1,6 +1,6 @@
 """What both models are asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,11 @@ from likelier.data.load import Side
 from likelier.errors import DataError, ModelError
 from likelier.evaluate.drift import spread
 from likelier.examples import Ids
-from likelier.generation.sample import Reply
+from likelier.generation.kept import Request
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
-from likelier.probes import Question, neutral_prompts, questions
+from likelier.probes import Asked, Probe, in_tokens, probes_of
 from likelier.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -31,8 +31,7 @@ class Exam:
     end_token_id: int
     held_out: Side
     shown: list[int]  # which held-out pairs' prompts are replied to: one pair a prompt
-    questions: list[Question]
-    neutral: list[Ids]
+    probes: list[Asked]
 
     @property
     def prompts(self) -> list[Ids]:
@@ -44,15 +43,6 @@ class Exam:
         """Both sides of the held-out pairs."""
         return sequences_of(self.held_out.examples)
 
-    @property
-    def asked(self) -> list[Ids]:
-        """All prompts that a model replies to with the likeliest tokens."""
-        return [*self.prompts, *self.neutral]
-
-    def apart(self, replies: Sequence[Reply]) -> tuple[list[Reply], list[Reply]]:
-        """Replies to `asked`: those to held-out prompts, and those to neutral ones."""
-        return list(replies[: len(self.shown)]), list(replies[len(self.shown) :])
-
     def spread_pairs(self, scorer: Scorer) -> list[PromptResponse]:
         """The replies on which the KL on the data is measured."""
         return sequences_of(spread(self.held_out.examples, scorer))
@@ -60,7 +50,18 @@ class Exam:
     @property
     def choices(self) -> list[PromptResponse]:
         """The possible answers to the questions."""
-        return [choice for question in self.questions for choice in question.choices]
+        return [choice for asked in self.probes for question in asked.questions for choice in question.choices]
+
+    @property
+    def shown_requests(self) -> list[Request]:
+        """Replies to held-out prompts."""
+        return [(prompt, self.recipe.eval.max_new_tokens) for prompt in self.prompts]
+
+    @property
+    def requests(self) -> list[Request]:
+        """What is replied to with the likeliest tokens: held-out prompts, then those of the probes, each once."""
+        probed = [(prompt, asked.max_new_tokens) for asked in self.probes for prompt in asked.prompts]
+        return list(dict.fromkeys([*self.shown_requests, *probed]))
 
 
 def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, say: Say = quiet) -> Exam:
@@ -71,14 +72,17 @@ def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: i
     firsts = list(first_of_prompt.values())
     wanted = min(recipe.eval.samples, len(firsts))
     shown = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
-    asked, neutral = _probes(recipe, tokenizer, say) if recipe.eval.probes else ([], [])
-    return Exam(recipe, tokenizer, end_token_id, held_out, shown, asked, neutral)
+    wanted_probes = probes_of(recipe.eval.probes, recipe.eval.probe_files)
+    return Exam(recipe, tokenizer, end_token_id, held_out, shown, _in_tokens(wanted_probes, recipe, tokenizer, say))
 
 
-def _probes(recipe: Recipe, tokenizer: Any, say: Say) -> tuple[list[Question], list[Ids]]:
-    template = recipe.model.chat_template
-    try:
-        return questions(tokenizer, template), neutral_prompts(tokenizer, template)
-    except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
-        say(f"The shipped probes are left out, they do not fit this chat template: {problem}")
-        return [], []
+def _in_tokens(probes: list[Probe], recipe: Recipe, tokenizer: Any, say: Say) -> list[Asked]:
+    asked, left_out = [], {}
+    for probe in probes:
+        try:
+            asked.append(in_tokens(probe, tokenizer, recipe.model.chat_template, max_new_tokens=recipe.eval.max_new_tokens))
+        except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
+            left_out[probe.name] = problem
+    if left_out:
+        say(f"Probes are left out that do not fit this chat template ({', '.join(left_out)}): {next(iter(left_out.values()))}")
+    return asked

@@ -1,60 +1,110 @@
-"""What both models' replies and answers show beside the pairs: rows of `probes`. Pure functions of answers."""
+"""What both models' replies and answers show beside the pairs: rows of `probes` in eval.json and of probes.jsonl. Pure functions of answers, but for
+what a user's own function does."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from likelier.evaluate.answers import Answers
 from likelier.evaluate.exam import Exam
 from likelier.generation.sample import Reply
-from likelier.metrics import Statistic, bootstrap, bootstrap_difference, has_apology, in_a_loop
+from likelier.metrics import Statistic, bootstrap, bootstrap_difference
+from likelier.probes import Asked, Item
+from likelier.probes.measures import MEASURES, Measure, is_answer, own_number
+from likelier.records import Messages
+
+Found = tuple[str, float]
+"""What a model replied, or of choices which it took, and the number that it counts with: 1 or 0 for a share."""
 
 
 @dataclass(frozen=True)
-class ReplyProbe:
-    """One thing to measure of replies."""
+class Measured:
+    """A probe with what it found in both models, item by item."""
 
     name: str
+    set: str
     title: str
-    unit: str  # share or tokens
+    unit: str  # share, tokens, or "" for a number of a user's own
     better: str  # higher, lower or none
-    measure: Callable[[Reply], float]
-    statistic: Statistic = "mean"
+    statistic: Statistic
+    items: Sequence[tuple[str, Messages]]  # id and prompt
+    before: Sequence[Found]
+    after: Sequence[Found]
+
+    def summary(self) -> dict[str, Any]:
+        """Its row in eval.json, with intervals over prompts."""
+        old, new = ([number for _, number in side] for side in (self.before, self.after))
+        each = range(len(old))
+        intervals = {
+            "before": bootstrap(old, each, statistic=self.statistic),
+            "after": bootstrap(new, each, statistic=self.statistic),
+            "difference": bootstrap_difference(old, new, each, statistic=self.statistic),
+        }
+        about = {"name": self.name, "set": self.set, "title": self.title, "unit": self.unit, "better": self.better, "items": len(old)}
+        return {**about, **{side: interval.as_dict() for side, interval in intervals.items()}}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its rows in probes.jsonl. Whether a reply is a hit is null where the probe takes a number of each."""
+        return [
+            {
+                "probe": self.name,
+                "id": name,
+                "prompt": [message.as_dict() for message in prompt],
+                "before": old,
+                "after": new,
+                "before_hit": bool(old_number) if self.unit == "share" else None,
+                "after_hit": bool(new_number) if self.unit == "share" else None,
+            }
+            for (name, prompt), (old, old_number), (new, new_number) in zip(self.items, self.before, self.after, strict=True)
+        ]
 
 
-NEUTRAL_PROBES = (
-    ReplyProbe("reply_length", "Reply length, neutral prompts (median)", "tokens", "none", lambda reply: reply.length, "median"),
-    ReplyProbe("apology_rate", "Apologies, neutral prompts", "share", "lower", lambda reply: has_apology(reply.text)),
-    ReplyProbe("loop_rate", "Replies in a loop, neutral prompts", "share", "lower", lambda reply: in_a_loop(reply.text)),
-    ReplyProbe("ended_rate", "Replies that end before the limit, neutral prompts", "share", "higher", lambda reply: reply.ended),
-)
-HELD_OUT_PROBES = (
-    ReplyProbe("held_out_reply_length", "Reply length, held-out prompts (median)", "tokens", "none", lambda reply: reply.length, "median"),
-    ReplyProbe("held_out_loop_rate", "Replies in a loop, held-out prompts", "share", "lower", lambda reply: in_a_loop(reply.text)),
-)
+HELD_OUT_PROBES: dict[str, tuple[str, str, Measure]] = {
+    "held_out_reply_length": ("Reply length, held-out prompts (median)", "none", MEASURES["length"]),
+    "held_out_loop_rate": ("Replies in a loop, held-out prompts", "lower", MEASURES["loop"]),
+}
+"""Title, better and measure of what is measured of the replies to held-out prompts, wherever shipped probes are asked."""
 
 
-def measure_probes(exam: Exam, before: Answers, after: Answers) -> list[dict[str, Any]]:
-    """Rows of `probes`, none if the recipe does not want them. A reply that reaches the limit counts with that length."""
-    if not exam.recipe.eval.probes:
-        return []
-    right = [[float(question.is_right(side.logps)) for question in exam.questions] for side in (before, after)]
-    rows = [_probe("qa_accuracy", "Factual questions answered", "share", "higher", *right)] if exam.questions else []
-    for probes, old, new in ((NEUTRAL_PROBES, before.neutral, after.neutral), (HELD_OUT_PROBES, before.held_out, after.held_out)):
-        for probe in probes if old else ():
-            measured = [[float(probe.measure(reply)) for reply in replies] for replies in (old, new)]
-            rows.append(_probe(probe.name, probe.title, probe.unit, probe.better, *measured, statistic=probe.statistic))
-    return rows
+def measure_probes(exam: Exam, before: Answers, after: Answers) -> list[Measured]:
+    """What the probes of the exam found. Raises RecipeError where a user's function fails."""
+    measured = [_measured(asked, before, after) for asked in exam.probes]
+    if exam.recipe.eval.probes and exam.shown:
+        records = [exam.held_out.records[i] for i in exam.shown]
+        items = [(record.id, record.prompt) for record in records]
+        for name, (title, better, measure) in HELD_OUT_PROBES.items():
+            sides = [[(reply.text, _by(measure, reply)) for reply in side.held_out(exam)] for side in (before, after)]
+            measured.append(Measured(name, f"held-out@{exam.held_out.id[:12]}", title, measure.unit, better, measure.statistic, items, *sides))
+    return measured
 
 
-def _probe(
-    name: str, title: str, unit: str, better: str, before: list[float], after: list[float], *, statistic: Statistic = "mean"
-) -> dict[str, Any]:
-    each = range(len(before))
-    intervals = {
-        "before": bootstrap(before, each, statistic=statistic),
-        "after": bootstrap(after, each, statistic=statistic),
-        "difference": bootstrap_difference(before, after, each, statistic=statistic),
-    }
-    sides = {side: interval.as_dict() for side, interval in intervals.items()}
-    return {"name": name, "title": title, "unit": unit, "better": better, "items": len(before), **sides}
+def _measured(asked: Asked, before: Answers, after: Answers) -> Measured:
+    probe = asked.probe
+    found = [_found(asked, side) for side in (before, after)]
+    yes_or_no = all(isinstance(number, bool) for side in found for _, number in side)
+    unit = probe.measure.unit if probe.measure else "share" if yes_or_no else ""
+    statistic: Statistic = probe.measure.statistic if probe.measure else "mean"
+    items = [(item.id, item.prompt) for item in probe.items]
+    return Measured(probe.name, probe.set, probe.title, unit, probe.want, statistic, items, *found)
+
+
+def _found(asked: Asked, answers: Answers) -> list[Found]:
+    probe = asked.probe
+    if asked.questions:
+        taken = [question.chosen(answers.logps) for question in asked.questions]
+        return [("" if place is None else item.choices[place], place == item.right) for item, place in zip(probe.items, taken, strict=True)]
+    replies = [answers.replies[prompt, asked.max_new_tokens] for prompt in asked.prompts]
+    return [(reply.text, _number(asked, item, reply)) for item, reply in zip(probe.items, replies, strict=True)]
+
+
+def _number(asked: Asked, item: Item, reply: Reply) -> bool | float:
+    probe = asked.probe
+    if probe.measure:
+        return _by(probe.measure, reply)
+    if probe.function:
+        return own_number(probe.function, reply.text, [message.as_dict() for message in item.prompt], where=f"probe `{probe.name}`, prompt {item.id}")
+    return item.pattern.search(reply.text) is not None if item.pattern else is_answer(reply.text, item.answers)
+
+
+def _by(measure: Measure, reply: Reply) -> float:
+    return measure.of(reply.text, reply.length, reply.ended)

@@ -12,29 +12,34 @@ from likelier.evaluate.exam import Exam, Say, make_exam, quiet
 from likelier.evaluate.held_out import measure_held_out
 from likelier.evaluate.probes import measure_probes
 from likelier.evaluate.samples import side_by_side
-from likelier.generation.kept import KeptReplies
+from likelier.generation.kept import KeptReplies, Request
 from likelier.generation.sample import Reply
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.scorer import Scorer
 from likelier.model_files import cache_dir
 from likelier.objectives import make_objective
+from likelier.probes import probes_of
 from likelier.rundir import RunDir, write_json, write_jsonl
 from likelier.subject import Subject, subject_of_run
 
 
-def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
-    """Ask the run's model and its reference, in the run's own arithmetic, and write eval.json and samples.jsonl. Returns what eval.json holds.
+def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Ask the run's model and its reference, in the run's own arithmetic, and write eval.json, samples.jsonl and probes.jsonl. Returns what eval.json
+    holds. `probe_files` are asked beside those of the recipe.
 
     A run without held-out pairs is not evaluated: None. Raises RunError where the run did not end, or its data or its base model are no longer
     those it was trained with.
     """
     subject = subject_of_run(run)
+    assert subject.recipe is not None
+    files = tuple(dict.fromkeys([*subject.recipe.eval.probe_files, *probe_files]))
+    recipe = subject.recipe.model_copy(update={"eval": subject.recipe.eval.model_copy(update={"probe_files": files})})
+    probes_of(recipe.eval.probes, files)  # a file that is wrong is refused before anything is loaded
     held_out = _held_out(run, subject)
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
-    assert subject.recipe is not None
-    exam = make_exam(subject.recipe, subject.tokenizer, held_out, end_token_id=subject.encoder.end_token_id, say=say)
+    exam = make_exam(recipe, subject.tokenizer, held_out, end_token_id=subject.encoder.end_token_id, say=say)
     say_policy, say_reference = (partial(_say_of, say, name) for name in ("Tuned model", "Reference"))
     reference = subject.reference_name()
     replies = _reference_replies(exam, subject, reference, say_reference)
@@ -45,8 +50,10 @@ def evaluate(run: RunDir, say: Say = quiet) -> dict[str, Any] | None:
         return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
 
     before = subject.ask("reference", answers)
-    result = compare(exam, before, after)
+    measured = measure_probes(exam, before, after)
+    result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured]}
     write_json(run.eval, result)
+    write_jsonl(run.probes, [row for probe in measured for row in probe.rows()])
     write_jsonl(run.samples, side_by_side(exam, before, after))
     return result
 
@@ -68,19 +75,17 @@ def _held_out(run: RunDir, subject: Subject) -> Side:
     return held_out
 
 
-def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -> Sequence[Reply]:
+def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -> dict[Request, Reply]:
     """The reference's greedy replies; it is asked only for those that it has not written before."""
-    limit = exam.recipe.eval.max_new_tokens
-    kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id, max_new_tokens=limit)
-    if kept.lacks(exam.asked):
-        subject.ask("reference", partial(write, exam, kept=kept, say=say))
-    return kept.replies(exam.asked, exam.tokenizer)
+    kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id)
+    kept.fill(exam.requests, lambda lacking: subject.ask("reference", lambda scorer: write(exam, scorer, lacking, say=say)))
+    return kept.replies(exam.requests, exam.tokenizer)
 
 
 def compare(exam: Exam, before: Answers, after: Answers) -> dict[str, Any]:
-    """eval.json: what the run changed, each number with its 95% interval over prompts."""
+    """eval.json but for the probes: what the run changed, each number with its 95% interval over prompts."""
     objective = make_objective(exam.recipe.objective.name, **exam.recipe.objective.given())
     result = measure_held_out(exam.held_out, objective, policy=after.logps, reference=before.logps)
     result["held_out"]["kl"] = measure_kl(after.sampled, policy=after.logps, reference=before.logps, limit=exam.recipe.eval.max_new_tokens)
     result["held_out"]["kl_on_data"] = measure_kl_on_data(exam.held_out.examples, before.divergences)
-    return result | {"probes": measure_probes(exam, before, after)}
+    return result

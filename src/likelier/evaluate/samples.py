@@ -18,7 +18,7 @@ def side_by_side(exam: Exam, before: Answers, after: Answers) -> list[dict[str, 
     """Rows of samples.jsonl: held-out prompts with the reply of each model and those of the record, as its template writes them. `tokens` has for
     each reply its pieces of text with log π − log π_ref in nats; joined they are the reply."""
     rows = []
-    for i, old, new in zip(exam.shown, before.held_out, after.held_out, strict=True):
+    for i, old, new in zip(exam.shown, before.held_out(exam), after.held_out(exam), strict=True):
         record, example = exam.held_out.records[i], exam.held_out.examples[i]
         sides = {"before": (old.ids, old.ended), "after": (new.ids, new.ended), **_of_data(example)}
         tokens = {}

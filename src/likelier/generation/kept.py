@@ -9,7 +9,7 @@ depends, by rounding, on what shared its batch; the first one that was written s
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,40 @@ from likelier.chunks import Chunks
 from likelier.examples import Ids
 from likelier.generation.sample import Reply, reply_of
 
-Generate = Callable[[Sequence[Ids]], list[Reply]]
-"""Writes one greedy reply to each prompt, in their order."""
+Request = tuple[Ids, int]
+"""A prompt, and how many tokens its reply may have."""
+
+Write = Callable[[Sequence[Request]], Mapping[Request, Reply]]
+"""Writes a greedy reply to each request."""
 
 
 class KeptReplies:
-    """Greedy replies of the model that `identity` names (`logprobs.reference.identity`), of up to `max_new_tokens` tokens."""
+    """Greedy replies of the model that `identity` names (`logprobs.reference.identity`)."""
 
-    def __init__(self, root: Path, identity: str, *, end_token_id: int, max_new_tokens: int) -> None:
+    def __init__(self, root: Path, identity: str, *, end_token_id: int) -> None:
         self._chunks = Chunks(root / identity, "jsonl")
         self._end_token_id = end_token_id
-        self._max_new_tokens = max_new_tokens
         self._ids: dict[str, Ids] = {}
         for content in self._chunks.read():
             self._ids |= {row["key"]: tuple(row["ids"]) for row in map(json.loads, content.splitlines())}
 
-    def lacks(self, prompts: Sequence[Ids]) -> list[Ids]:
-        """The prompts to which no reply is kept, each once."""
-        return [prompt for prompt in dict.fromkeys(prompts) if self._key(prompt) not in self._ids]
+    def lacks(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests to which no reply is kept, each once."""
+        return [request for request in dict.fromkeys(requests) if self._key(request) not in self._ids]
 
-    def fill(self, prompts: Sequence[Ids], write: Generate) -> None:
+    def fill(self, requests: Sequence[Request], write: Write) -> None:
         """Have the replies that are lacking written, and keep them. Raises RunError if the disk does not take them."""
-        lacking = self.lacks(prompts)
+        lacking = self.lacks(requests)
         if not lacking:
             return
-        fresh = {self._key(prompt): reply.ids for prompt, reply in zip(lacking, write(lacking), strict=True)}
+        fresh = {self._key(request): reply.ids for request, reply in write(lacking).items()}
         self._chunks.write("".join(json.dumps({"key": key, "ids": ids}) + "\n" for key, ids in fresh.items()).encode())
         self._ids |= fresh
 
-    def replies(self, prompts: Sequence[Ids], tokenizer: Any) -> list[Reply]:
-        """The reply to each prompt, in their order. KeyError where one was never written."""
-        return [reply_of(self._ids[self._key(prompt)], tokenizer, self._end_token_id) for prompt in prompts]
+    def replies(self, requests: Sequence[Request], tokenizer: Any) -> dict[Request, Reply]:
+        """The reply to each request. KeyError where one was never written."""
+        return {request: reply_of(self._ids[self._key(request)], tokenizer, self._end_token_id) for request in requests}
 
-    def _key(self, prompt: Ids) -> str:
-        return hashlib.sha256(array("q", (self._end_token_id, self._max_new_tokens, *prompt)).tobytes()).hexdigest()
+    def _key(self, request: Request) -> str:
+        prompt, limit = request
+        return hashlib.sha256(array("q", (self._end_token_id, limit, *prompt)).tobytes()).hexdigest()

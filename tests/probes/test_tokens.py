@@ -1,10 +1,25 @@
 """The shipped probes in tokens."""
 
+import pytest
 import torch
 
-from likelier.probes import Question, neutral_prompts, questions
+from likelier.errors import ModelError
+from likelier.probes import Question, in_tokens, shipped_probes
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+def questions(tokenizer, chat_template="own"):
+    return asked("qa_accuracy", tokenizer, chat_template).questions
+
+
+def neutral_prompts(tokenizer, chat_template="own"):
+    return asked("reply_length", tokenizer, chat_template).prompts
+
+
+def asked(name, tokenizer, chat_template="own", *, max_new_tokens=128):
+    [probe] = [probe for probe in shipped_probes() if probe.name == name]
+    return in_tokens(probe, tokenizer, chat_template, max_new_tokens=max_new_tokens)
 
 
 def text_of(tokenizer, ids):
@@ -35,9 +50,11 @@ def test_the_largest_sum_is_the_answer_and_a_tie_is_none(chat_tokenizer):
     choices = questions(chat_tokenizer)[0].choices
     sums = dict(zip(choices, map(torch.tensor, ([-1.0, -2.0], [-2.5], [-0.4] * 5, [-9.0])), strict=True))
     assert [Question(choices, answer).is_right(sums) for answer in range(4)] == [False, False, True, False]
+    assert Question(choices, 0).chosen(sums) == 2
     sums[choices[3]] = torch.tensor([-2.0])
     sums[choices[2]] = torch.tensor([-2.0])
     assert not any(Question(choices, answer).is_right(sums) for answer in range(4))
+    assert Question(choices, 0).chosen(sums) is None
 
 
 def test_plain_text_says_in_words_what_a_template_says_in_tokens(chat_tokenizer):
@@ -61,3 +78,28 @@ def test_a_template_without_system_role_gets_its_text_before_the_question(chat_t
     prompt = text_of(chat_tokenizer, neutral_prompts(chat_tokenizer)[1])
     assert prompt.startswith("<|im_start|>user\nYou are Harbor Support")
     assert "accurately.\n\nWhere is my invoice for May?<|im_end|>" in prompt
+
+
+def test_only_the_first_turn_takes_the_system_messages_text(chat_tokenizer):
+    chat_tokenizer.chat_template = NO_SYSTEM + chat_tokenizer.chat_template
+    prompt = text_of(chat_tokenizer, asked("short_answers", chat_tokenizer).prompts[0])
+    assert prompt.startswith("<|im_start|>user\nAnswer with one word, name or number, and nothing else.\n\nWhat is the capital of Italy?<|im_end|>")
+    assert prompt.count("<|im_start|>assistant\n") == 4
+
+
+def test_a_template_that_can_say_nothing_is_an_error(chat_tokenizer):
+    chat_tokenizer.chat_template = "{{ raise_exception('out of order') }}"
+    with pytest.raises(ModelError, match="out of order"):
+        asked("reply_length", chat_tokenizer)
+
+
+def test_the_shorter_limit_counts(chat_tokenizer):
+    assert asked("short_answers", chat_tokenizer).max_new_tokens == 16
+    assert asked("short_answers", chat_tokenizer, max_new_tokens=5).max_new_tokens == 5
+    assert asked("reply_length", chat_tokenizer, max_new_tokens=77).max_new_tokens == 77
+
+
+def test_a_probe_has_questions_or_prompts(chat_tokenizer):
+    for probe in shipped_probes():
+        found = in_tokens(probe, chat_tokenizer, max_new_tokens=8)
+        assert sorted([len(found.questions), len(found.prompts)]) == [0, len(probe.items)], probe.name
