@@ -157,3 +157,5 @@ def test_the_command_says_what_it_did(make_run, data, tmp_path, capsys):  # noqa
     assert main(["score", str(run.path), data, "--out", str(tmp_path / "out.txt")]) == 2
     assert "name the file so" in capsys.readouterr().err
     assert main(["score", str(run.path), data, "--out", data]) == 2
+    assert main(["score", str(run.path), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert "no data was named" in capsys.readouterr().err

@@ -29,7 +29,8 @@ def eval_(arguments: Sequence[str]) -> None:
         max_length: int | None = None,
         chat_template: str = "own",
     ) -> None:
-        """
+        """Evaluate.
+
         Args:
             model: a run directory; or, with DATA, an adapter folder, a model folder, a .gguf file, a hub name or `embedded`.
             data: files, folders or hf:owner/name of records in any shape that `convert` reads.
@@ -100,7 +101,8 @@ def score(arguments: Sequence[str]) -> None:
         max_length: int | None = None,
         chat_template: str = "own",
     ) -> None:
-        """
+        """Score.
+
         Args:
             model: a run directory, an adapter folder, a model folder, a .gguf file, a hub name or `embedded`.
             data: files, folders or hf:owner/name of records in any shape that `convert` reads.
@@ -114,11 +116,14 @@ def score(arguments: Sequence[str]) -> None:
             chat_template: of a model that is no run: own, none or a Jinja file.
         """
         from likelier.data.shapes.lists import Pairing
+        from likelier.errors import RequestError
         from likelier.score import hardest_path
         from likelier.score import score as score_all
         from likelier.subject import find_subject
         from likelier.wording import count, number, quantity
 
+        if not data:
+            raise RequestError("no data was named. Usage: likelier score MODEL DATA --out F.")
         subject = find_subject(model, reference=reference, beta=beta, max_length=max_length, chat_template=chat_template)
         account = score_all(subject, data, out, pairing=Pairing(pairs), tokens=tokens, hardest=hardest)
         amounts = [(account.pairs, "pair", "pairs"), (account.replies, "single reply", "single replies")]
