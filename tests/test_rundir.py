@@ -27,7 +27,7 @@ def run(tmp_path):
 def test_naming_a_run_touches_nothing(tmp_path):
     made = RunDir(str(tmp_path / "not" / "there"))
     paths = {name: value for name, value in vars(made).items() if name != "path"}
-    assert set(paths) == {"recipe", "manifest", "metrics", "checkpoints", "trackers", "model", "eval", "samples", "report", "lock"}
+    assert set(paths) == {"recipe", "manifest", "metrics", "checkpoints", "trackers", "model", "eval", "samples", "report", "lock", "filmstrip"}
     assert {path.parent for path in paths.values()} == {made.path}
     assert not made.path.parent.exists()
 
