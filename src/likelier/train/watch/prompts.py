@@ -3,6 +3,7 @@
 Neither touches weights, optimizer or the global random state: a run is the same, bit for bit, with and without being watched.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -94,7 +95,7 @@ class WatchedPrompts:
         π_ref is the untrained model, so that no second one is needed, nor a new draw: the replies are those of step 0. Without bias, and noisy: with
         four replies its standard error is about half of the standard deviation of one, a few nats once a run is under way, and it may come out
         below 0, which a KL never is. It is the other direction than eval.json's KL(π ‖ π_ref), which asks for replies of π: this one is large where
-        π gives up what π_ref would say. None where nothing was drawn.
+        π gives up what π_ref would say. None where nothing was drawn or a value is not finite.
 
         The control variate π/π_ref − 1 (Schulman 2020) was left out: at temperature 1 now and then a rare token is drawn, and one that training made
         50 times likelier would by itself add 49/4 nats.
@@ -102,7 +103,8 @@ class WatchedPrompts:
         if not self._drawn:
             return None
         logps = self._score([each.sequence for each in self._drawn])
-        return fmean(each.logp - logp for each, logp in zip(self._drawn, logps, strict=True))
+        kl = fmean(each.logp - logp for each, logp in zip(self._drawn, logps, strict=True))
+        return kl if math.isfinite(kl) else None
 
     def _write(self, *, temperature: float) -> list[Reply]:
         return generate(
