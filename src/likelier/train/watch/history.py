@@ -96,6 +96,11 @@ class History:
         """Whether half of the run is over and there are steps enough to speak of what has not happened."""
         return len(self.train) >= 2 * WINDOW and self.done >= 0.5
 
+    @property
+    def just_evaluated(self) -> bool:
+        """Whether the held-out pairs were ranked by the weights that the last training step left."""
+        return bool(self.evals and self.train and self.evals[-1]["step"] == self.train[-1]["step"])
+
     def now(self, name: str, *, ago: int = 0) -> float | None:
         """The mean of `name` over the last WINDOW training steps, or over those before the last `ago`; None where it was not measured in each."""
         rows = self.train[: len(self.train) - ago][-WINDOW:]

@@ -23,7 +23,7 @@ NOT_AT_CHANCE = 0.75
 """The plateau is only called where the upper end of the accuracy's 95% interval is below this: ten pairs show nothing."""
 
 GAP = 0.2
-"""Accuracy on training pairs above that on held-out pairs, beyond the held-out one's 95% interval."""
+"""Accuracy on training pairs above that on held-out pairs, where the 95% intervals of both do not meet."""
 
 LOSS_RISE = 1.2
 """Held-out loss over its lowest, twice in a row, while the training loss falls."""

@@ -83,7 +83,7 @@ def at_chance(history: History) -> Iterator[Symptom]:
     if not history.settled or not history.setup.objective.needs_reference or _still(history):
         return
     if history.evals:
-        if history.evals[-1]["step"] < history.train[-1]["step"] or (len(history.evals) == 1 and history.done < 1):
+        if not history.just_evaluated or (len(history.evals) == 1 and history.done < 1):
             return
         rows, what = history.evals[-2:], "held-out pairs"
         pairs, accuracy = rows[-1]["pairs"], max(row["accuracy"] for row in rows)
@@ -135,14 +135,15 @@ def _lost(history: History, *, ago: int = 0) -> tuple[float, float] | None:
 
 
 def overfitting(history: History) -> Iterator[Symptom]:
-    """Training pairs are learnt, held-out ones are not, or are being forgotten."""
+    """Training pairs are learnt, held-out ones are not, or are being forgotten. Not in the first pass, where no pair was seen before."""
     train, loss = history.now("accuracy"), history.now("loss")
-    if not history.evals or train is None or loss is None or history.train[-1]["epoch"] <= 1:  # in the first pass no pair was seen before
+    if train is None or loss is None or not history.just_evaluated or history.train[-1]["epoch"] <= 1:
         return
-    row, passes = history.evals[-1], f"after {number(round(history.train[-1]['epoch'], 1))} passes"
+    passes = f"after {number(round(history.train[-1]['epoch'], 1))} passes"
     mend = "train.epochs lower (1 to 3), train.learning_rate lower, or more pairs; eval data of the same kind as the training data"
-    pairs, held_out = row["pairs"], row["accuracy"]
-    if train - held_out >= limits.GAP and wilson(held_out * pairs, pairs).high < train:
+    pairs, held_out = history.evals[-1]["pairs"], history.evals[-1]["accuracy"]
+    seen = sum(row["pairs"] for row in history.train[-WINDOW:])
+    if train - held_out >= limits.GAP and wilson(held_out * pairs, pairs).high < wilson(train * seen, seen).low:
         evidence = f"{quantity(train, 'share')} of the training pairs are ranked right, {quantity(held_out, 'share')} of the held-out ones, {passes}."
         yield Symptom("overfitting", "Learnt by heart", "warn", evidence, mend)
         return
