@@ -122,14 +122,14 @@ TRIALS = {
         ("at-chance",),
         lambda: swapped(support(0, 80)),
         lambda: swapped(support(180, 230)),
-        {**FEW, "learning_rate": 1e-4},
+        {**FEW, "learning_rate": 5e-4},
     ),
     "nearly-identical": Trial(
         "sides that differ in a full stop or an exclamation mark, in either order",
         ("flat-loss", "at-chance"),
         lambda: nearly_the_same(facts(0, 80)),
         lambda: nearly_the_same(facts(200, 240)),
-        {**FEW, "learning_rate": 1e-4},
+        {**FEW, "learning_rate": 5e-4},
     ),
     "rate-too-low": Trial(
         "a learning rate of 1e-8", ("learning-rate", "not-moving"), lambda: facts(0, 80), lambda: facts(200, 220), {**FEW, "learning_rate": 1e-8}

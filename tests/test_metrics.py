@@ -23,6 +23,7 @@ from likelier.metrics import (
     has_refusal,
     in_a_loop,
     length_summary,
+    repetition,
     wilson,
 )
 
@@ -360,3 +361,11 @@ def test_wilson_against_scipy():
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     with pytest.raises(ValueError, match="no share"):
         wilson(3, 2)
+
+
+def test_repetition_is_the_share_of_n_grams_that_stood_there_before():
+    assert repetition("a b c d e f g") == 0
+    assert repetition("go on " * 8) == pytest.approx(1 - 2 / 13)
+    assert repetition([7] * 10) == pytest.approx(1 - 1 / 7)
+    assert repetition("one two three") == repetition("") == 0
+    assert repetition("a b a b a b", n=2) == pytest.approx(1 - 2 / 5)

@@ -60,9 +60,9 @@ def rows(run: RunDir) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.read_metrics()]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_watched_run_is_the_same_run_bit_for_bit(watched, method):
-    watched = changed(watched, train={"method": method})
+@pytest.mark.parametrize("method, precision", [("lora", "bf16"), ("full", "fp32")])
+def test_a_watched_run_is_the_same_run_bit_for_bit(watched, method, precision):
+    watched = changed(watched, train={"method": method, "precision": precision})
     seen = train_recipe(watched)
     alone = train_recipe(changed(watched, eval={"watch": 0}, out=watched.out + "-alone"))
     assert same_bits(weights(seen), weights(alone))
