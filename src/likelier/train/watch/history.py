@@ -68,20 +68,20 @@ class Setup:
 
 @dataclass
 class History:
-    """The rows of a run up to now. `films` are the rows of filmstrip.jsonl by step; the rules look at those of the last evaluation."""
+    """The rows of a run up to now. `films` are the rows of filmstrip.jsonl by step and id; the rules look at those of the last evaluation."""
 
     setup: Setup
     train: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
-    films: dict[int, list[Row]] = field(default_factory=dict)
+    films: dict[int, dict[str, Row]] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         {"train": self.train, "eval": self.evals, "skipped": self.skipped}[row["kind"]].append(row)
 
     def add_film(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.films.setdefault(row["step"], []).append(row)
+            self.films.setdefault(row["step"], {})[row["id"]] = row
 
     @property
     def done(self) -> float:
@@ -111,6 +111,6 @@ class History:
     @property
     def filmed(self) -> tuple[list[Row], list[Row]]:
         """The same watched prompts before training and at the last evaluation; none where they were not looked at."""
-        before = {row["id"]: row for row in self.films.get(0, [])}
-        after = [row for row in self.films.get(self.evals[-1]["step"], []) if row["id"] in before] if self.evals else []
-        return [before[row["id"]] for row in after], after
+        before, after = self.films.get(0, {}), self.films.get(self.evals[-1]["step"], {}) if self.evals else {}
+        both = [name for name in after if name in before]
+        return [before[name] for name in both], [after[name] for name in both]

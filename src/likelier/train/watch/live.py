@@ -1,10 +1,11 @@
 """What looks on while a run is under way: it writes what was measured, has the watched prompts replied to, and tells symptoms once."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from likelier.errors import LikelierError
-from likelier.rundir import RunDir, append_jsonl
+from likelier.rundir import RunDir, append_jsonl, write_jsonl
 from likelier.train.checkpoint import State
 from likelier.train.progress import Progress
 from likelier.train.watch.diagnosis import Diagnosis
@@ -34,10 +35,10 @@ class Watch:
         missed = self._diagnosis.catch_up(rows, filmstrip)
         self._show.begin_training(state.step, steps)
         self.tell(missed)
-        if self._prompts and (state.step or len({row["id"] for row in filmstrip}) == len(self._prompts)):
+        if self._prompts and state.step:
             self._prompts.remember(filmstrip)
         elif self._prompts:
-            self._film(self._prompts.first_replies)
+            self._film(self._prompts.first_replies, write_jsonl)  # in place of what a start that was killed at once may have left
 
     def log(self, row: dict[str, Any]) -> None:
         """Write and show a row of metrics, and what it shows for the first time."""
@@ -63,10 +64,10 @@ class Watch:
         assert self._setup.recipe
         return step == self._steps or (every > 0 and step // every % self._setup.recipe.eval.watch_every == 0)
 
-    def _film(self, write: Callable[[], list[dict[str, Any]]]) -> None:
-        rows = self._tried(write)
+    def _film(self, reply: Callable[[], list[dict[str, Any]]], write: Callable[[Path, list[dict[str, Any]]], None] = append_jsonl) -> None:
+        rows = self._tried(reply)
         if rows:
-            append_jsonl(self._run.filmstrip, rows)
+            write(self._run.filmstrip, rows)
             self._diagnosis.history.add_film(rows)
 
     def _tried(self, ask: Callable[[], Any]) -> Any:
