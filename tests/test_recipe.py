@@ -75,7 +75,15 @@ FULL = {
         "patience": 2,
         "checkpoint_every": 0,
     },
-    "eval": {"probes": ["red-team", "qa"], "probe_files": ["mine.yaml"], "max_new_tokens": 3, "samples": 1},
+    "eval": {
+        "probes": ["red-team", "qa"],
+        "probe_files": ["mine.yaml"],
+        "max_new_tokens": 3,
+        "samples": 1,
+        "watch": 2,
+        "watch_every": 3,
+        "kl_budget": 12.5,
+    },
     "log": {"trackers": ["tensorboard", "mlflow"], "project": "mine", "name": "third"},
     "out": "runs/é",
 }

@@ -6,7 +6,7 @@ import pytest
 
 from likelier import atomic
 from likelier.errors import RunError
-from likelier.rundir import RunDir, read_json, read_jsonl, write_atomic, write_json, write_jsonl
+from likelier.rundir import RunDir, append_jsonl, read_json, read_jsonl, write_atomic, write_json, write_jsonl
 
 ROWS = [
     {"kind": "train", "step": 1, "loss": 0.6931471805599453},
@@ -27,7 +27,8 @@ def run(tmp_path):
 def test_naming_a_run_touches_nothing(tmp_path):
     made = RunDir(str(tmp_path / "not" / "there"))
     paths = {name: value for name, value in vars(made).items() if name != "path"}
-    assert set(paths) == {"recipe", "manifest", "metrics", "checkpoints", "trackers", "model", "eval", "samples", "probes", "report", "lock"}
+    files = {"recipe", "manifest", "metrics", "filmstrip", "eval", "samples", "probes", "report"}
+    assert set(paths) == files | {"checkpoints", "trackers", "model", "lock"}
     assert {path.parent for path in paths.values()} == {made.path}
     assert not made.path.parent.exists()
 
@@ -67,6 +68,17 @@ def test_a_resumed_run_forgets_what_it_will_write_again(run):
     assert [row["loss"] for row in run.read_metrics("train")] == [ROWS[0]["loss"], 0.5, 0.41]
     run.cut_metrics(0)
     assert run.read_metrics() == []
+
+
+def test_what_was_seen_in_an_evaluation_goes_with_it_and_step_0_of_the_filmstrip_stays(run):
+    run.append_metrics({"kind": "symptom", "step": 1, "name": "beta"})
+    run.append_metrics({"kind": "symptom", "step": 2, "name": "kl-budget"})
+    append_jsonl(run.filmstrip, [{"step": step, "reply": "é"} for step in (0, 1, 2, 3)])
+    run.cut_metrics(2, evaluated=False)
+    assert [(row["kind"], row["step"]) for row in run.read_metrics()] == [("train", 1), ("train", 2), ("symptom", 1)]
+    assert [row["step"] for row in run.read_filmstrip()] == [0, 1]
+    run.cut_metrics(0, evaluated=False)
+    assert [row["step"] for row in run.read_filmstrip()] == [0]
 
 
 def test_values_that_are_not_finite_survive(run):

@@ -204,6 +204,12 @@ class EvalSettings(Section):
     """Longest reply sampled for the probes."""
     samples: Count = 16
     """Held-out prompts whose replies before and after are shown side by side."""
+    watch: CountOrZero = 4
+    """Held-out prompts that the model in training replies to now and then, and on which its KL to the untrained model is estimated; 0: none."""
+    watch_every: Count = 1
+    """Held-out evaluations from one such look to the next."""
+    kl_budget: Positive | None = None
+    """Nats a reply that the KL may reach during training before it is called a symptom. None: 30."""
 
     @field_validator("probes", mode="before")
     @classmethod

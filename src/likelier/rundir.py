@@ -4,7 +4,8 @@
     manifest.json    provenance: data ids and counts, weights fingerprint, tokenizer and template hash, versions, numerics, outcome, and the
                      hashes of the saved weight files
     metrics.jsonl    a row that names the run ("kind": "run"), then one a training step ("train"), a step that was left out because a value was not
-                     finite ("skipped"), or an evaluation on held-out examples ("eval")
+                     finite ("skipped"), an evaluation on held-out examples ("eval"), or something in the curves that deserves a word ("symptom")
+    filmstrip.jsonl  replies to a few held-out prompts as training goes on, a row a prompt and look
     checkpoints/     what a killed run resumes from
     trackers/        files of run trackers, if the recipe names any: copies of metrics.jsonl
     model/           the adapter or the weights, with tokenizer and model card
@@ -21,8 +22,13 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
     train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
            pairs, tokens (unique tokens put through the model), seconds
     skipped step, loss, grad_norm (as text), ids of the examples
-    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs
-"chosen" and "rejected" are the good and the bad replies where these are judged one by one; a side that a step lacks has null.
+    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs, kl (nats a reply, null where not measured)
+    symptom step (at which it was first seen), name, title, verdict ("warn" or "note"), evidence, mend
+"chosen" and "rejected" are the good and the bad replies where these are judged one by one; a side that a step lacks has null. With a reference there
+are chosen_log_ratio and rejected_log_ratio, too: nats by which replies became likelier than they were under the reference.
+
+Rows of filmstrip.jsonl: step, id and prompt of the held-out record, reply, ended (by itself), length (tokens), repetition (0 to 1), apology, refusal.
+Step 0 is the untrained model; its rows have `drawn`, too: ids and log-probabilities of a reply that it drew at temperature 1.
 """
 
 import json
@@ -46,6 +52,7 @@ class RunDir:
         self.recipe = self.path / "recipe.yaml"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.filmstrip = self.path / "filmstrip.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.trackers = self.path / "trackers"
         self.model = self.path / "model"
@@ -63,7 +70,7 @@ class RunDir:
 
     def unfinished(self) -> set[Path]:
         """What was being written here, beside its place, when a kill came: `.`, the name of the place, `.` and something."""
-        places = (self.recipe, self.manifest, self.metrics, self.model, self.eval, self.samples, self.probes, self.report)
+        places = (self.recipe, self.manifest, self.metrics, self.filmstrip, self.model, self.eval, self.samples, self.probes, self.report)
         return {path for place in places for path in self.path.glob(f".{place.name}.*")}
 
     def read_manifest(self) -> dict[str, Any]:
@@ -77,13 +84,19 @@ class RunDir:
         return [row for row in read_jsonl(self.metrics) if kind in (None, row["kind"])]
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_jsonl(self.metrics, [row])
 
     def cut_metrics(self, last_step: int, *, evaluated: bool = True) -> None:
-        """Forget rows after `last_step`, and of that step the evaluation unless it is `evaluated`: the resumed run writes them again."""
-        last = {"train": last_step, "eval": last_step if evaluated else last_step - 1}
+        """Forget rows after `last_step`, and of that step the evaluation and what was seen in it, unless it is `evaluated`: the resumed run writes
+        them again. So in the filmstrip, which keeps step 0."""
+        before = last_step if evaluated else last_step - 1
+        last = {"eval": before, "symptom": before}
         write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= last.get(row["kind"], last_step)])
+        if self.filmstrip.is_file():
+            write_jsonl(self.filmstrip, [row for row in read_jsonl(self.filmstrip) if row["step"] <= max(0, before)])
+
+    def read_filmstrip(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.filmstrip))
 
     def read_samples(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.samples))
@@ -124,6 +137,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 return
+
+
+def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows at the end of a JSON-lines file. Raises RunError if the disk does not take them."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager

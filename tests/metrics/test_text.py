@@ -16,6 +16,7 @@ from likelier.metrics import (
     has_refusal,
     in_a_loop,
     length_summary,
+    repetition,
 )
 
 
@@ -189,3 +190,11 @@ def test_looking_for_stems_first_changes_no_verdict(words):
         whole = " ".join(said.replace("’", "'").split())
         assert has_refusal(said) == (REFUSAL.search(whole) is not None)
         assert has_apology(said) == (APOLOGY.search(whole) is not None)
+
+
+def test_repetition_is_the_share_of_n_grams_that_stood_there_before():
+    assert repetition("a b c d e f g") == 0
+    assert repetition("go on " * 8) == pytest.approx(1 - 2 / 13)
+    assert repetition([7] * 10) == pytest.approx(1 - 1 / 7)
+    assert repetition("one two three") == repetition("") == 0
+    assert repetition("a b a b a b", n=2) == pytest.approx(1 - 2 / 5)

@@ -64,6 +64,8 @@ CASES = [
     ("learning-rate", Weight.WARNING, "train.learning_rate: 5e-06", replace(SOUND, learning_rate=1e-7, method="qlora")),
     ("beta", Weight.REMARK, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.6})),
     ("beta", Weight.REMARK, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.005})),
+    ("beta", Weight.WARNING, "objective.beta: 0.1", replace(SOUND, settings={"beta": 0.001})),
+    ("beta", Weight.WARNING, "objective.beta: 0.1", replace(SOUND, settings={"beta": 3.0})),
     ("beta", Weight.REMARK, "objective.beta: 2", replace(SOUND, terms=("simpo",), settings={"beta": 0.1}, usual_beta=2.0, needs_reference=False)),
     ("epochs", Weight.REMARK, "1 to 3", replace(SOUND, epochs=4)),
     ("epochs", Weight.WARNING, "1 to 3", replace(SOUND, epochs=7)),

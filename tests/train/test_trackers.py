@@ -304,7 +304,8 @@ def test_rows_of_other_kinds_pass(recipe, tmp_path):
         {"kind": "train", "step": 1, "loss": 1.0},
         {"kind": "skipped", "step": 2, "why": "nan"},
         {"kind": "train", "step": 3, "loss": 2.0},
-        {"kind": "eval", "step": 3, "loss": 3.0},
+        {"kind": "symptom", "step": 2, "name": "beta"},
+        {"kind": "eval", "step": 3, "loss": 3.0, "kl": None},
     ):
         observer.logged(row)
     observer.finish(failed=False)

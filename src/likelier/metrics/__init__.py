@@ -18,7 +18,7 @@ from likelier.metrics.intervals import (
     wilson,
 )
 from likelier.metrics.reliability import Calibration, CalibrationBin, Tempered, calibration, fit_temperature, tempered
-from likelier.metrics.text import APOLOGY, REFUSAL, has_apology, has_refusal, in_a_loop
+from likelier.metrics.text import APOLOGY, REFUSAL, has_apology, has_refusal, in_a_loop, repetition
 
 __all__ = [
     "APOLOGY",
@@ -40,6 +40,7 @@ __all__ = [
     "histogram",
     "in_a_loop",
     "length_summary",
+    "repetition",
     "tempered",
     "wilson",
 ]

@@ -78,5 +78,18 @@ def in_a_loop(words: str | Sequence[Hashable], n: int = 4, times: int = 4) -> bo
     return bool(grams) and max(grams.values()) >= times
 
 
+def repetition(words: str | Sequence[Hashable], n: int = 4) -> float:
+    """The share of runs of `n` words that stood there before: 1 − |unique n-grams| / |n-grams|, 0 where there are none.
+
+    `words` are words or token ids; a string is split at white space. Source: seq-rep-n of Welleck et al. 2020, section 6.1.
+
+    >>> repetition("a b c d " * 4), repetition("a b c d e f")
+    (0.6923076923076923, 0.0)
+    """
+    sequence = words.split() if isinstance(words, str) else words
+    grams = [tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 def _one_spaced(text: str) -> str:
     return " ".join(text.replace("’", "'").split())

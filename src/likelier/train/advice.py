@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from likelier.objectives.table import TABLE, Objective, parse_sum
+from likelier.recipe import Recipe
+
 
 class Weight(IntEnum):
     """How much a piece of advice matters, in rising order."""
@@ -72,6 +75,29 @@ class Facts:
     @property
     def records(self) -> int:
         return self.pairs + self.good + self.bad
+
+
+def facts_of(recipe: Recipe, objective: Objective, **known: Any) -> Facts:
+    """What a recipe says by itself, and what else is `known`."""
+    terms = tuple(name for _, name in parse_sum(recipe.objective.name))
+    defaults = [TABLE[name].hyperparameters for name in terms]
+    return Facts(
+        objective=recipe.objective.name,
+        terms=terms,
+        settings={**{name: value for own in reversed(defaults) for name, value in own.items()}, **recipe.objective.given()},
+        usual_beta=next((own["beta"] for own in defaults if "beta" in own), None),
+        paired=objective.paired,
+        needs_reference=objective.needs_reference,
+        method=recipe.train.method,
+        learning_rate=recipe.train.peak_learning_rate,
+        tokens_per_batch=recipe.train.tokens_per_batch,
+        optimizer=recipe.train.optimizer,
+        bf16_weights=recipe.train.bf16_weights,
+        recomputes=recipe.train.gradient_checkpointing,
+        margin_scale=objective.margin_scale,
+        max_length=recipe.data.max_length,
+        **known,
+    )
 
 
 def advise(facts: Facts) -> list[Advice]:
@@ -239,7 +265,7 @@ def learning_rate(facts: Facts) -> Iterator[Advice]:
 
 
 def beta(facts: Facts) -> Iterator[Advice]:
-    """Outside 0.01 to 0.5, or for an objective on another scale further than five times from its default."""
+    """Outside 0.01 to 0.5, or for an objective on another scale further than five times from its default; five times further is a warning."""
     given, usual = facts.settings.get("beta"), facts.usual_beta
     if given is None or usual is None:
         return
@@ -249,7 +275,8 @@ def beta(facts: Facts) -> Iterator[Advice]:
     effect = "hardly holds the model to its reference" if given < low else "hardly lets the model move"
     if not facts.needs_reference:
         effect = "is far from what the method was tried with"
-    yield Advice("beta", Weight.REMARK, f"β = {given:g} {effect}: usual are {low:g} to {high:g}.", f"objective.beta: {usual:g}")
+    weight = Weight.REMARK if within(given, (low / 5, high * 5)) else Weight.WARNING
+    yield Advice("beta", weight, f"β = {given:g} {effect}: usual are {low:g} to {high:g}.", f"objective.beta: {usual:g}")
 
 
 def epochs(facts: Facts) -> Iterator[Advice]:

@@ -1,7 +1,7 @@
 """Training, on one page.
 
 for each step:  examples → batches of shared-prefix trees → log-probs of policy (computed) and reference (read) → losses → gradient
-                clip, step, log;  now and then evaluate, checkpoint
+                clip, step, log;  now and then evaluate, look at replies, checkpoint
 """
 
 import math
@@ -27,6 +27,7 @@ from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
 from likelier.train.stop import NEVER, Stop
+from likelier.train.watch import Setup, Watch
 
 DRIFT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """How far, in nats a token on average, an untrained policy may be from its reference. Rounding gives about 1e-5 and 0.03."""
@@ -43,25 +44,21 @@ def fit(
     show: Progress,
     weights: MasterWeights | None = None,
     stop: Stop = NEVER,
+    watch: Watch | None = None,
 ) -> tuple[State, str]:
     """Train `policy` in place, from the newest checkpoint in `run` if there is one. Returns its final state and why it ended.
 
     The gradient of a step is that of the mean loss over all its examples, whatever batches they are cut into. Raises TrainingStopped if the
     first loss is not that of an untrained policy, or if too many steps had a value that is not finite; Interrupted, with a checkpoint written,
-    if `stop` is requested.
+    if `stop` is requested. `watch` is told of every row, looks on at each evaluation and changes nothing.
     """
-
-    def log(row: dict[str, Any]) -> None:
-        run.append_metrics(row)
-        show.logged(row)
-
     weights = weights or MasterWeights(policy.model)
+    watch = watch or Watch(run, show, Setup(settings, objective))
     task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop)
-    training = Training(task, weights, ExampleOrder(examples, settings), settings, log)
+    training = Training(task, weights, ExampleOrder(examples, settings), settings, watch.log, watch.look)
     newest = checkpoint.latest(run.checkpoints)
     state = training.state = checkpoint.restore(newest, weights, training.optimizer) if newest else State()
-    run.cut_metrics(state.step, evaluated=not state.evaluation_due)
-    show.begin_training(state.step, training.order.steps)
+    watch.begin(state, training.order.steps)
 
     def evaluate() -> None:
         if training.evaluate(held_out):
@@ -90,6 +87,7 @@ class Training:
     order: ExampleOrder
     settings: TrainSettings
     log: Callable[[dict[str, Any]], None]  # is given each row of metrics
+    look: Callable[[int], float | None] = lambda step: None  # at an evaluation; returns the KL to the reference, if it is measured
     begins_at_reference: bool = True  # so that the first loss is known, and checked
     state: State = field(default_factory=State)
 
@@ -140,7 +138,7 @@ class Training:
         if means is None:
             return False
         state.evaluation_due = False
-        row = {"kind": "eval", "step": state.step, **means, "pairs": len(held_out)}
+        row = {"kind": "eval", "step": state.step, **means, "pairs": len(held_out), "kl": self.look(state.step)}
         self.log(row)
         return _is_best(row, state)
 

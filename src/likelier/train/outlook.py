@@ -12,9 +12,8 @@ from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
 from likelier.model_files import cache_dir
 from likelier.models import count_parameters, trainable
-from likelier.objectives.table import TABLE, parse_sum
 from likelier.recipe import TrainSettings
-from likelier.train.advice import Advice, Facts, advise, gigabytes
+from likelier.train.advice import Advice, Facts, advise, facts_of, gigabytes
 from likelier.train.memory import BatchSize, Part, estimate, free, weights_bytes
 from likelier.train.optimizer import expected_state_bytes
 from likelier.train.order import ExampleOrder
@@ -185,36 +184,21 @@ def _disk(prepared: "Prepared") -> dict[str, int]:
 def _facts(
     prepared: "Prepared", schedule: Schedule, reference: Reference | None, memory: list[Part], memory_free: int, disk: dict[str, int]
 ) -> Facts:
-    recipe, train, objective = prepared.recipe, prepared.train, prepared.objective
-    terms = tuple(name for _, name in parse_sum(recipe.objective.name))
-    defaults = [TABLE[name].hyperparameters for name in terms]
+    recipe, train = prepared.recipe, prepared.train
     labels = [example.label for example in train.examples if isinstance(example, LabelledExample)]
     lengths = train.summary()["tokens"]
-    cache, out = cache_dir(), Path(recipe.out)
-    return Facts(
-        objective=recipe.objective.name,
-        terms=terms,
-        settings={**{name: value for own in reversed(defaults) for name, value in own.items()}, **recipe.objective.given()},
-        usual_beta=next((own["beta"] for own in defaults if "beta" in own), None),
-        paired=objective.paired,
-        needs_reference=objective.needs_reference,
-        method=recipe.train.method,
-        optimizer=recipe.train.optimizer,
-        bf16_weights=recipe.train.bf16_weights,
+    return facts_of(
+        recipe,
+        prepared.objective,
         precision=prepared.policy.precision,
-        recomputes=recipe.train.gradient_checkpointing,
-        learning_rate=recipe.train.peak_learning_rate,
         epochs=schedule.epochs,
         steps=schedule.steps,
-        tokens_per_batch=recipe.train.tokens_per_batch,
         pairs=len(train.pairs),
         good=sum(labels),
         bad=len(labels) - sum(labels),
         margins=sum(pair.margin is not None for pair in train.pairs),
-        margin_scale=objective.margin_scale,
         longest=schedule.largest_example,
         too_long=sum("data.max_length" in dropped.reason for dropped in train.encoded.dropped),
-        max_length=recipe.data.max_length,
         chosen_length=lengths["chosen"]["mean"] if "chosen" in lengths else None,
         rejected_length=lengths["rejected"]["mean"] if "rejected" in lengths else None,
         findings={finding["check"]: finding["verdict"] for finding in prepared.audit["findings"]},
@@ -224,8 +208,8 @@ def _facts(
         memory_free=memory_free,
         reference_bytes=reference.bytes if reference else 0,
         disk_bytes=disk["most"],
-        cache_free=_free_on_disk(cache),
-        disk_free=_free_on_disk(out),
+        cache_free=_free_on_disk(cache_dir()),
+        disk_free=_free_on_disk(Path(recipe.out)),
     )
 
 

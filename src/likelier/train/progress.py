@@ -19,7 +19,7 @@ class Progress:
 
 
 class Bars(Progress):
-    """Progress bars with loss, margin, accuracy, tokens a second and time left; evaluations stay as lines above."""
+    """Progress bars with loss, margin, accuracy, tokens a second and time left; evaluations and symptoms stay as lines above."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -47,6 +47,9 @@ class Bars(Progress):
 
     def logged(self, row: dict[str, Any]) -> None:
         if row["kind"] == "skipped":
+            return
+        if row["kind"] == "symptom":
+            self.say(f"  step {row['step']}: {row['title']}. {row['evidence']} Mend: {row['mend']}.")
             return
         margin = "" if row["margin"] is None else f" margin {row['margin']:+.2f}"
         numbers = f"loss {row['loss']:.3f}{margin} acc {row['accuracy']:.0%}"

@@ -56,6 +56,9 @@ from likelier.train.progress import Progress
 from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
+from likelier.train.watch import Setup, Watch
+from likelier.train.watch.prompts import WatchedPrompts
+from likelier.train.watch.rules import reference_changed
 from likelier.train.ways import packages, require_way, way
 from likelier.weights import filed_fingerprint
 from likelier.wording import count
@@ -184,13 +187,16 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
         reference_seconds = time.perf_counter() - started
         masters = MasterWeights.of(policy.model, recipe.model, settings.bf16_weights)
         sides = prepared.train.examples, prepared.held_out.examples
-        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop)
+        watched = WatchedPrompts(policy, prepared.loaded.tokenizer, prepared.held_out, recipe, end_token_id=policy.pad_id)
+        watch = Watch(run, show, Setup(settings, prepared.objective, recipe), watched)
+        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop, watch)
     finally:
         show.close()
     unchanged = (
         None if store is None else store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
     )
     if unchanged is False:
+        watch.tell([reference_changed(state.step)])
         raise TrainingStopped(
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )

@@ -26,7 +26,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, losses_B: Tensor, logps: Logps) -> None:
-        """Count a batch: its losses, its accuracy, rewards and log-probabilities."""
+        """Count a batch: its losses, its accuracy, rewards, log-probabilities and, with a reference, log-ratios to it."""
         chosen_B, rejected_B = self.objective.rewards(logps)
         self.count("loss", losses_B)
         if self.pairs:
@@ -38,6 +38,9 @@ class Tally:
         self.count("rejected_reward", rejected_B)
         self.count("chosen_logp", logps.chosen.policy_B)
         self.count("rejected_logp", logps.rejected.policy_B)
+        if logps.chosen.reference_N is not None:
+            self.count("chosen_log_ratio", logps.chosen.log_ratio_B)
+            self.count("rejected_log_ratio", logps.rejected.log_ratio_B)
 
     def count(self, name: str, values: Tensor) -> None:
         """Count values under a name of their own."""

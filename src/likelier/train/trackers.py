@@ -97,6 +97,8 @@ class Tracked(Progress):
         self._each(lambda _, tracker: tracker.finish(failed=failed))
 
     def _collect(self, row: Mapping[str, Any]) -> None:
+        if row["kind"] == "symptom":  # words, and where a resumed run finds one late, of a step long sent
+            return
         if row["step"] != self._step:
             self._send()
         self._step = row["step"]

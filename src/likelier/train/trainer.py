@@ -29,12 +29,14 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.progress import Progress
 from likelier.train.step import Task, evaluate_held_out, refuse_unheeded, require_whole_steps
+from likelier.train.watch import Diagnosis, Setup
 
 UNREAD = ("method", "precision", "gradient_checkpointing", "checkpoint_every")
 """What a recipe decides and the module itself does here: which of its weights are trained and in which type, and when to save it."""
 
 History = list[dict[str, Any]]
-"""Rows of metrics, as in a run's metrics.jsonl: of each step (kind "train" or "skipped") and of each evaluation (kind "eval")."""
+"""Rows of metrics, as in a run's metrics.jsonl: of each step (kind "train" or "skipped"), of each evaluation (kind "eval"), and of what the curves
+say (kind "symptom", docs/diagnosis.md)."""
 
 
 class Trainer:
@@ -82,6 +84,7 @@ class Trainer:
         order = ExampleOrder(examples, self._settings)
         require_whole_steps(order, self.objective, self._settings.tokens_per_batch)
         alike = ref_model is None or _same_weights(model, ref_model)
+        self._diagnosis = Diagnosis(Setup(self._settings, self.objective))
         self._training = Training(self._task, MasterWeights(model), order, self._settings, self._log, begins_at_reference=alike)
 
     @property
@@ -107,7 +110,7 @@ class Trainer:
         self._training.weights.forget_gradients()  # of backward passes that are not ours
         with dropout_off(self.model):
             self._training.step()
-        return self.history[-1]
+        return next(row for row in reversed(self.history) if row["kind"] != "symptom")
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float | None]:
         """Means over `examples`: loss, accuracy, margin, rewards, log-probabilities. Changes nothing.
@@ -164,12 +167,15 @@ class Trainer:
         self._training.state = State(**state["state"])
         self._set_weights(state["weights"])
         self._begun, self._best, self.history = self.step > 0, state["best"], state["history"]
+        self._diagnosis = Diagnosis(Setup(self._settings, self.objective))
+        self._diagnosis.catch_up(self.history, [])
         if self._reference is not None:
             self._reference.unpack({name: values.numpy() for name, values in state["reference"].items()})
 
     def _log(self, row: dict[str, Any]) -> None:
-        self.history.append(row)
-        self._task.show.logged(row)
+        for each in (row, *(symptom.row() for symptom in self._diagnosis.after(row))):
+            self.history.append(each)
+            self._task.show.logged(each)
 
     def _admit(self, examples: Sequence[Example]) -> list[Example]:
         """`examples`, checked, as they are scored; the reference has seen them."""
