@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from likelier.metrics import Interval
@@ -55,14 +56,14 @@ def draw_frontier(label: str, points: Sequence[Point], runs: int) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
         plots._name_last_tick(axes, "KL, nats a reply")
-        _name_points(axes, points)
+        _name_points(figure, axes, points)
         return colored(plots._svg(figure, "frontier", label), runs)
 
 
-def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+def _name_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     """Each label beside its point, where it covers neither a point nor another label; below it where there is no such place."""
     axes.autoscale_view()
-    scale = 72 / axes.get_figure().dpi  # of pixels: a drawing is saved in points
+    scale = 72 / figure.dpi  # of pixels: a drawing is saved in points
     centres = [tuple(scale * axes.transData.transform((point.kl.value, point.accuracy.value))) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
     left, right = scale * axes.bbox.x0, scale * axes.bbox.x1

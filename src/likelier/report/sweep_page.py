@@ -67,10 +67,10 @@ def _subtitle(recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> str:
 def _tiles(sweep: Mapping[str, Any]) -> list[Tile]:
     shown = []
     chosen = next((run for run in sweep["runs"] if run["name"] == (sweep["recommended"] or {}).get("name")), None)
-    for name, label, unit in (("accuracy", "Held-out accuracy", "share"), ("kl", "KL from the reference", "nats")):
+    for name, label, unit in (("accuracy", "Accuracy", "share"), ("kl", "KL", "nats")):
         if chosen and chosen[name]:
             interval = Interval.from_dict(chosen[name])
-            shown.append(Tile(f"{label}, recommended run", quantity(interval.value, unit, interval), ends(interval, unit)))
+            shown.append(Tile(f"{label}, recommended", quantity(interval.value, unit, interval), ends(interval, unit)))
     reference, seconds = sweep["reference"], sum(run["seconds"] for run in sweep["runs"])
     shown.append(Tile("Training time", duration(seconds), f"over {count(sum(run['steps'] for run in sweep['runs']), 'step')}"))
     if any(reference.values()):
@@ -88,9 +88,14 @@ def _row(folder: Path, run: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict
         "recommended": recommended,
         **{name: _cell(run[name], unit) for name, unit in (("accuracy", "share"), ("kl", "nats"), ("margin", ""))},
         "length": f"{number(run['length']['before'])} → {number(run['length']['after'])}" if run["length"] else UNKNOWN,
-        "against": ", ".join([*([count(run["symptoms"], "symptom")] if run["symptoms"] else []), *run["worse"]]) or "nothing",
+        "against": _against(run),
         "steps": f"{run['steps']:,}",
     }
+
+
+def _against(run: Mapping[str, Any]) -> str:
+    found = [*([count(run["symptoms"], "symptom")] if run["symptoms"] else []), *(f"worse: {title}" for title in run["worse"])]
+    return ", ".join(found) or ("nothing" if run["state"] == "done" else UNKNOWN)
 
 
 def _cell(measured: Mapping[str, Any] | None, unit: str) -> tuple[str, str]:

@@ -64,6 +64,11 @@ class Lead:
     error: float
 
     @property
+    def is_seen(self) -> bool:
+        """Whether it is more than one standard error; equal ones, down to rounding, are not."""
+        return self.value > self.error + 1e-9
+
+    @property
     def is_certain(self) -> bool:
         return self.value > NORMAL_95 * self.error
 
@@ -80,7 +85,7 @@ def choose(results: Sequence[Result]) -> Choice:
         return Choice(frontier=frontier(results), notes=[f"{why}, so no setting is recommended."])
     best = max(learned, key=lambda result: (result.accuracy.value, -result.price))
     leads = {result.name: lead(best, result) for result in results if result is not best}
-    as_good = [result for result in learned if result is best or leads[result.name].value <= leads[result.name].error]
+    as_good = [result for result in learned if result is best or not leads[result.name].is_seen]
     chosen = min(as_good, key=lambda result: (len(result.marks), result.price))
     return Choice(chosen.name, _reason(chosen, best, as_good), frontier(results), _notes(best, leads, results))
 
@@ -122,15 +127,11 @@ def _reason(chosen: Result, best: Result, as_good: Sequence[Result]) -> str:
     price = f"KL {quantity(chosen.kl.value, 'nats')} a reply" if chosen.kl else "KL not measured"
     passed_over = [result for result in as_good if result.price < chosen.price and len(result.marks) > len(chosen.marks)]
     if len(as_good) == 1:
-        reason = f"It ranks held-out pairs best, by more than one standard error: {accuracy}, {price}."
+        reason = f"No other run is within one standard error of it: {accuracy}, {price}."
     else:
-        others = count(len(as_good) - 1, "other run")
-        top = "the best" if chosen is best else f"the best, {best.name} ({quantity(best.accuracy.value, 'share')})"
-        least = "is nearest to the reference" if not passed_over else "is the nearest to the reference of those with least against them"
-        equal = f"It is {top}" if chosen is best else f"It is within one standard error of {top}"
-        reason = (
-            f"{equal}; {others} {'is' if len(as_good) == 2 else 'are'} as good within that error, and of all these it {least}: {accuracy}, {price}."
-        )
+        merit = "has least against it" if passed_over else "moves least from the reference"
+        top = f"{best.name} ({quantity(best.accuracy.value, 'share')})"
+        reason = f"{len(as_good)} runs are as accurate as the best, {top}, within one standard error. Of these it {merit}: {accuracy}, {price}."
     for result in passed_over:
         reason += f" {result.name} moves less, but: {', '.join(result.marks)}."
     if chosen.marks:

@@ -83,14 +83,17 @@ def certain_lead(better: float, worse: float, prompts: int) -> float:
 
 
 class Watch(Progress):
-    """Shows what `show` shows, and gives the run up through `stop` when it is hopeless."""
+    """Shows what `show` shows, and gives the run up through `stop` when it is hopeless. What was `said` of data and settings before an earlier run
+    is not said again."""
 
-    def __init__(self, show: Progress, run: RunDir, rivals: Sequence[Rival], stop: Stop) -> None:
-        self.show, self.run, self.rivals, self.stop = show, run, rivals, stop
+    def __init__(self, show: Progress, run: RunDir, rivals: Sequence[Rival], stop: Stop, said: set[str]) -> None:
+        self.show, self.run, self.rivals, self.stop, self.said = show, run, rivals, stop, said
         self.steps = 0
 
     def say(self, text: str) -> None:
-        self.show.say(text)
+        if self.steps or text not in self.said:
+            self.show.say(text)
+        self.said.add(text)
 
     def reference_scored(self, done: int, total: int) -> None:
         self.show.reference_scored(done, total)

@@ -85,12 +85,13 @@ def sweep_recipe(
         before = _opened(folder, recipe, trials)
         sweep = Sweep(folder, recipe, {setting: _distinct([trial.settings[setting] for trial in trials]) for setting in grid or {}}, trials)
         states = {trial.name: _state(trial, before.get(trial.name, {}), keep_all=keep_all) for trial in ordered}
+        said: set[str] = set()
         for number, trial in enumerate(ordered, 1):
             if states[trial.name]["state"] in ("done", "stopped"):
                 continue
             sweep.write(states)
             show.say(f"Run {number} of {len(ordered)}: {trial.name}")
-            states[trial.name] = _carry_out(trial, [] if keep_all else rivals(trial, ordered), show)
+            states[trial.name] = _carry_out(trial, [] if keep_all else rivals(trial, ordered), show, said)
             if why := states[trial.name]["why"]:
                 show.say(f"{trial.name}: {why}")
         content = sweep.write(states)
@@ -145,11 +146,11 @@ def _is_done(trial: Trial) -> bool:
     return run.report.is_file() and run.manifest.is_file() and bool(run.read_manifest().get("outcome"))
 
 
-def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress) -> State:
+def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[str]) -> State:
     """One run, and how it ended. An error in the request itself, which the next run would meet too, and a signal go through."""
     stop = Stop()
     try:
-        train_and_report(trial.recipe, show=Watch(show, RunDir(trial.folder), others, stop), stop=stop)
+        train_and_report(trial.recipe, show=Watch(show, RunDir(trial.folder), others, stop, said), stop=stop)
     except GivenUp as reason:
         return {"state": "stopped", "why": str(reason)}
     except Interrupted as problem:
