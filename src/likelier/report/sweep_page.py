@@ -11,7 +11,6 @@ from likelier.report import plots
 from likelier.report.build import template
 from likelier.report.curves import Drawing
 from likelier.report.frontier import Point, color, colored, draw_frontier
-from likelier.report.view import Tile
 from likelier.rundir import SWEEP, RunDir, read_json, write_atomic
 from likelier.wording import UNKNOWN, count, duration, ends, number, quantity
 
@@ -64,17 +63,18 @@ def _subtitle(recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{', '.join(settings) or 'the recipe alone'} · {recipe.objective.name} on {', '.join(recipe.data.train)} · {recipe.model.name}"
 
 
-def _tiles(sweep: Mapping[str, Any]) -> list[Tile]:
+def _tiles(sweep: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Label, number and note of each."""
     shown = []
     chosen = next((run for run in sweep["runs"] if run["name"] == (sweep["recommended"] or {}).get("name")), None)
     for name, label, unit in (("accuracy", "Accuracy", "share"), ("kl", "KL", "nats")):
         if chosen and chosen[name]:
             interval = Interval.from_dict(chosen[name])
-            shown.append(Tile(f"{label}, recommended", quantity(interval.value, unit, interval), ends(interval, unit)))
+            shown.append((f"{label}, recommended", quantity(interval.value, unit, interval), ends(interval, unit)))
     reference, seconds = sweep["reference"], sum(run["seconds"] for run in sweep["runs"])
-    shown.append(Tile("Training time", duration(seconds), f"over {count(sum(run['steps'] for run in sweep['runs']), 'step')}"))
+    shown.append(("Training time", duration(seconds), f"over {count(sum(run['steps'] for run in sweep['runs']), 'step')}"))
     if any(reference.values()):
-        shown.append(Tile("Reference", f"{reference['computed']:,} scored", f"{reference['reused']:,} read from the store"))
+        shown.append(("Reference", f"{reference['computed']:,} scored", f"{reference['reused']:,} read from the store"))
     return shown
 
 
