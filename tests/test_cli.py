@@ -38,7 +38,7 @@ def test_help_lists_every_command(capsys):
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["", "convert", "split", "verify", "plan", "train"])
+@pytest.mark.parametrize("command", ["", "convert", "split", "verify", "plan", "train", "sweep"])
 def test_help_imports_no_torch(command):
     code = (
         "import sys\nfrom likelier.cli import main\n"

@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
     **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "subject", "wording"], 2),
     **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "score", "verify", "export"], 3),
-    "pipeline": 4,
+    **dict.fromkeys(["pipeline", "sweep"], 4),
     "cli": 5,
     "__main__": 6,
     "__init__": 6,

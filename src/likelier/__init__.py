@@ -24,6 +24,7 @@ _HOMES = {
     "plan_recipe": "likelier.train.plan",
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
+    "sweep_recipe": "likelier.sweep",
     "write_report": "likelier.report",
     "export_run": "likelier.export",
 }

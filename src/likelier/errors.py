@@ -7,7 +7,8 @@
     │   ├── ModelError             a model, tokenizer or chat template
     │   └── RunError               a run directory or a checkpoint
     ├── Refused                    the request was clear and the answer is "no": exit code 1
-    │   └── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
+    │   ├── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
+    │   └── GivenUp                a run that is not worth going on with; it can be
     └── Interrupted                a run that was asked to stop, and did: exit code 128 + number of the signal
 
 Every message says what is wrong, where, and what mends it.
@@ -68,6 +69,10 @@ class Refused(LikelierError):
 
 class TrainingStopped(Refused):
     """Training stopped because going on would produce a wrong model."""
+
+
+class GivenUp(Refused):
+    """A run was stopped, with a checkpoint, because it is not worth its time."""
 
 
 class Interrupted(LikelierError):

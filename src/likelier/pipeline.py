@@ -12,15 +12,16 @@ from likelier.train.folder import check_folder
 from likelier.train.lock import sole_use
 from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
+from likelier.train.stop import Stop
 
 
-def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False) -> RunDir:
+def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False, stop: Stop | None = None) -> RunDir:
     """Train, ask the model before and after, and write the report; or what an interrupted run has left to do of these."""
     run = RunDir(recipe.out)
     probes_of(recipe.eval.probes, recipe.eval.probe_files)  # a file that is wrong is refused now, not after the training
     with sole_use(run):
         if fresh or not _lacks_only_its_report(run, recipe):
-            train_recipe(recipe, show=show, fresh=fresh)
+            train_recipe(recipe, show=show, fresh=fresh, stop=stop)
         evaluate(run, show.say)
         show.say(f"Report: {write_report(run)}")
     return run

@@ -43,6 +43,9 @@ from likelier.errors import RunError, disk_fault
 EXPORT = "export.json"
 """The file by which an exported model says what it is: provenance, how far it is from the run's model, and the SHA-256 of each file."""
 
+SWEEP = "sweep.json"
+"""The file by which a folder of runs says which settings were tried and what came of them."""
+
 
 class RunDir:
     """Paths and files of one run. Making the object touches nothing on disk."""

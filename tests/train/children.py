@@ -29,8 +29,12 @@ def start(recipe: Recipe, *options: str, before: Callable[[], None] = nothing) -
     """`likelier train RECIPE --no-report` in another process, which first calls `before`. What it says goes to OUT.log."""
     path = Path(f"{recipe.out}.yaml")
     path.write_text(recipe.to_yaml())
-    words = ["train", str(path), "--no-report", *options]
-    child = FORKS.Process(target=_command, args=(words, os.environ["LIKELIER_CACHE"], f"{recipe.out}.log", before))
+    return begin(["train", str(path), "--no-report", *options], f"{recipe.out}.log", before)
+
+
+def begin(words: Sequence[str], log: str, before: Callable[[], None] = nothing) -> BaseProcess:
+    """`likelier WORDS` in another process. What it says goes to `log`."""
+    child = FORKS.Process(target=_command, args=(words, os.environ["LIKELIER_CACHE"], log, before))
     child.start()
     return child
 

@@ -2,11 +2,13 @@
 
 data.py        convert, audit, fix, split, verify
 runs.py        demo, plan, train, report, export
+sweeps.py      sweep
 evaluation.py  eval, score
 common.py      what they share: recipes with settings, progress bars
 """
 
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from likelier.allocator import keep_freed_memory
 from likelier.cli.data import audit, convert, fix, split, verify
 from likelier.cli.evaluation import eval_, score
 from likelier.cli.runs import demo, export, plan, report, train
+from likelier.cli.sweeps import sweep
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
 USAGE = """likelier makes preferred answers likelier: it checks comparisons, tunes a language model on them, and shows what changed.
@@ -35,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "split": split,
     "plan": plan,
     "train": train,
+    "sweep": sweep,
     "eval": eval_,
     "score": score,
     "report": report,
@@ -85,7 +89,7 @@ def _dispatch(name: str, arguments: list[str]) -> None:
 
     if name not in COMMANDS:
         raise RequestError(f"there is no command `{name}`.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
-    if name in ("plan", "train", "eval", "score"):
+    if [*inspect.signature(COMMANDS[name]).parameters] == ["arguments"]:  # it parses these itself
         COMMANDS[name](arguments)
         return
     import tyro

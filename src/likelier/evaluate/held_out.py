@@ -38,6 +38,7 @@ def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, r
         "held_out": {name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()},
         "by": _by(held_out, margin_B, clusters),
         "calibration": _calibration(margin_B, clusters),
+        "margins": {"value": margin_B.tolist(), "prompt": list(clusters)},  # pair by pair, so that two runs can be compared on the same ones
     }
 
 

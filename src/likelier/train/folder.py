@@ -20,7 +20,7 @@ def check_folder(run: RunDir, recipe: Recipe, *, fresh: bool) -> None:
     if not run.recipe.is_file():
         raise RunError(f"{run.path}: this folder holds other files and is no run directory. Choose another with --out.")
     if load_recipe(run.recipe).fingerprint() != recipe.fingerprint():
-        changed = ", ".join(_differences(load_recipe(run.recipe), recipe))
+        changed = ", ".join(differences(load_recipe(run.recipe), recipe))
         raise RunError(f"{run.path}: the run here has another recipe ({changed}). Choose another folder with --out, or --fresh to replace it.")
     if run.manifest.is_file() and run.read_manifest().get("outcome"):
         raise RunError(f"{run.path}: this run has ended. Choose another folder with --out, or --fresh to do it again.")
@@ -70,6 +70,7 @@ def open_run(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> None:
     write_json(run.manifest, manifest)
 
 
-def _differences(before: Recipe, now: Recipe) -> list[str]:
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Names of the settings that shape a run and are not the same."""
     then, today = (recipe.model_dump(exclude=NOT_SHAPING) for recipe in (before, now))
     return [f"{section}.{name}" for section, settings in then.items() for name, value in settings.items() if value != today[section][name]]

@@ -131,13 +131,14 @@ def probe_examples(examples: Sequence[Example]) -> list[Example]:
     return list(dict.fromkeys([*by_length[:2], by_length[-1]]))
 
 
-def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False) -> RunDir:
+def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False, stop: Stop | None = None) -> RunDir:
     """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first.
 
-    Raises RunError if another process is at work there, or if a disk is full, and Interrupted where SIGTERM or Ctrl-C asked it to stop.
+    Raises RunError if another process is at work there, or if a disk is full, Interrupted where SIGTERM or Ctrl-C asked it to stop, and GivenUp
+    where a program did, through `stop`.
     """
     try:
-        return _train(recipe, show or Progress(), fresh=fresh)
+        return _train(recipe, show or Progress(), stop or Stop(), fresh=fresh)
     except (RuntimeError, MemoryError) as problem:
         if not lacks_memory(problem):
             raise
@@ -148,7 +149,7 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
         ) from problem
 
 
-def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
+def _train(recipe: Recipe, show: Progress, stop: Stop, *, fresh: bool) -> RunDir:
     run = RunDir(recipe.out)
     require_trackers(recipe.log)
     with sole_use(run):
@@ -157,7 +158,7 @@ def _train(recipe: Recipe, show: Progress, *, fresh: bool) -> RunDir:
         if fresh:
             clear(run)
         open_run(run, recipe, make_manifest(prepared))
-        with heed_signals() as stop, tracked(show, recipe, run) as observed:
+        with heed_signals(stop), tracked(show, recipe, run) as observed:
             _carry_out(run, prepared, observed, stop)
             stop.leave("when the model had been saved")
     return run

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop in good order."""
+"""A request to stop in good order: SIGTERM, Ctrl-C, or a program that gives the run up."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from itertools import takewhile
 from types import FrameType
 from typing import TypeVar
 
-from likelier.errors import Interrupted
+from likelier.errors import GivenUp, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,21 +17,28 @@ Item = TypeVar("Item")
 
 
 class Stop:
-    """Whether somebody has asked the run to stop, and by which signal."""
+    """Whether somebody has asked the run to stop, and by which signal or for what reason."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.reason = ""
 
     @property
     def requested(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or bool(self.reason)
+
+    def give_up(self, reason: str) -> None:
+        """Ask the run to stop for a reason that lies in the run."""
+        self.reason = reason
 
     def until(self, items: Iterable[Item]) -> Iterator[Item]:
         """`items` up to the moment of the request."""
         return takewhile(lambda _: not self.requested, items)
 
     def leave(self, where: str) -> None:
-        """Raises Interrupted, which says `where` the run stands, if it was asked to stop."""
+        """Raises Interrupted, which says `where` the run stands, if it was asked to stop, or GivenUp with the reason."""
+        if self.signal is None and self.reason:
+            raise GivenUp(self.reason)
         if self.signal is not None:
             raise Interrupted(f"stopped by {self.signal.name} {where}. The same command, without --fresh, goes on from there.", self.signal)
 
@@ -41,12 +48,12 @@ NEVER = Stop()
 
 
 @contextmanager
-def heed_signals() -> Iterator[Stop]:
-    """Within it the first SIGINT or SIGTERM is a request that the run meets at its next convenience; a second one does what it did before.
+def heed_signals(stop: Stop | None = None) -> Iterator[Stop]:
+    """Within it the first SIGINT or SIGTERM is a request to `stop`, met at the run's next convenience; a second one does what it did before.
 
     Signals that the process ignores, as under nohup, stay ignored. Outside the main thread, where no handlers can be set, nothing changes.
     """
-    stop = Stop()
+    stop = stop or Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
