@@ -16,9 +16,9 @@ FLOORS = {
     **dict.fromkeys(
         ["allocator", "atomic", "errors", "examples", "model_files", "recipe", "records", "rundir", "hashing", "section", "thresholds", "weights"], 0
     ),
-    **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "wording"], 2),
-    **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "verify", "export"], 3),
+    **dict.fromkeys(["agreement", "data", "objectives", "metrics", "win_rates"], 1),
+    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "judge", "logprobs", "models", "generation", "probes", "wording"], 2),
+    **dict.fromkeys(["train", "evaluate", "compare", "mine", "report", "label", "verify", "export"], 3),
     "pipeline": 4,
     "cli": 5,
     "__main__": 6,
