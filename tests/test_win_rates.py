@@ -5,9 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from likelier.metrics import wilson
-from likelier.win_rates import bradley_terry, extrapolates, length_controlled, win_rate
+from likelier.win_rates import PRIOR_SPREAD, _fitted, bradley_terry, extrapolates, length_controlled, win_rate
 
 FEW = 40  # resamples, where the ends are not the point
 
@@ -138,3 +139,18 @@ def test_simulated_strengths_are_recovered():
     assert [strength.value for strength in found] == pytest.approx(truth.tolist(), abs=0.2)
     assert all(strength.low <= value <= strength.high for strength, value in zip(found, truth, strict=True))
     assert found[1].low > 0 > found[2].high
+
+
+def test_many_fits_at_once_are_those_of_scikit_learn():
+    """Ordinary draws, few rows, nearly separated ones, and rows that do not count."""
+    rng, penalty = np.random.default_rng(5), np.array([0, PRIOR_SPREAD**-2])
+    features = np.stack([np.ones((12, 12)), np.tanh(rng.normal(scale=2, size=(12, 12)))], axis=2)
+    won = (features[..., 1] > rng.normal(scale=np.linspace(0, 2, 12)[:, None], size=(12, 12))).astype(float)
+    won[:, 0], won[:, 1] = 0, 0.5
+    times = rng.multinomial(12, np.full(12, 1 / 12), size=12) + np.eye(12)[0]
+    found = _fitted(features, times * won, times * (1 - won), penalty)
+    for r in range(12):
+        rows, labels = np.tile(features[r, :, 1:], (2, 1)), np.repeat([1, 0], 12)
+        model = LogisticRegression(C=PRIOR_SPREAD**2, tol=1e-10, max_iter=10_000)
+        model.fit(rows, labels, sample_weight=np.concatenate([times[r] * won[r], times[r] * (1 - won[r])]))
+        assert found[r].tolist() == pytest.approx([model.intercept_[0], model.coef_[0, 0]], abs=2e-3)

@@ -24,6 +24,7 @@ _HOMES = {
     "plan_recipe": "likelier.train.plan",
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
+    "compare_models": "likelier.compare",
     "write_report": "likelier.report",
     "export_run": "likelier.export",
 }

@@ -6,16 +6,20 @@ prompts. Shape legend: P prompts, M pairs of contestants, K contestants, R resam
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit
 
 from likelier.metrics import Interval, bootstrap, wilson
 
-RESAMPLES = 400
-"""A logistic regression is fitted to each."""
+RESAMPLES = 1000
+
+DRAWS_AT_ONCE = 1_000_000
+"""Resamples times prompts that are worked on at a time."""
+
+NEWTON_STEPS = 100
 
 PRIOR_SPREAD = 5.0
 """Standard deviation, in nats of log-odds, of the normal prior on the effect of length: weak, and enough to keep it finite. With half of it a judge
@@ -58,10 +62,7 @@ def length_controlled(outcomes: ArrayLike, lengths: ArrayLike, other_lengths: Ar
     if not delta_P.any() or (outcomes_P == outcomes_P[0]).all():
         return win_rate(outcomes_P)
 
-    def estimate(times_P: np.ndarray) -> np.ndarray:
-        return np.array([_at_equal_lengths(outcomes_P, delta_P, times_P)])
-
-    return _bootstrapped(estimate, len(outcomes_P), resamples, seed)[0]
+    return _bootstrapped(partial(_at_equal_lengths, outcomes_P, delta_P), len(outcomes_P), resamples, seed)[0]
 
 
 def bradley_terry(outcomes: ArrayLike, pairs: Sequence[tuple[int, int]], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
@@ -81,9 +82,10 @@ def bradley_terry(outcomes: ArrayLike, pairs: Sequence[tuple[int, int]], *, resa
     for row, (first, second) in enumerate(pairs):
         design_MK[row, first], design_MK[row, second] = 1, -1
 
-    def estimate(times_P: np.ndarray) -> np.ndarray:
-        model = _fitted(design_MK[:, 1:], times_P @ won_PM + 0.5, times_P @ lost_PM + 0.5, C=math.inf, fit_intercept=False)
-        return np.array([0.0, *model.coef_[0]])
+    def estimate(times_RP: np.ndarray) -> np.ndarray:
+        features = np.broadcast_to(design_MK[:, 1:], (len(times_RP), len(pairs), contestants - 1))
+        strengths = _fitted(features, times_RP @ won_PM + 0.5, times_RP @ lost_PM + 0.5, np.zeros(contestants - 1))
+        return np.concatenate([np.zeros((len(times_RP), 1)), strengths], axis=1)
 
     return _bootstrapped(estimate, len(outcomes_PM), resamples, seed)
 
@@ -102,32 +104,43 @@ def _known(outcomes: ArrayLike) -> np.ndarray:
     return outcomes_P
 
 
-def _at_equal_lengths(outcomes_P: np.ndarray, delta_P: np.ndarray, times_P: np.ndarray) -> float:
-    """σ(θ) of the drawn prompts. Where they all won, or all lost, θ is infinite."""
-    drawn_P = times_P > 0
-    first = outcomes_P[drawn_P][0]
-    if first != 0.5 and (outcomes_P[drawn_P] == first).all():
-        return float(first)
-    scale = math.sqrt(float(times_P @ delta_P**2) / times_P.sum())
-    feature_P1 = np.tanh(delta_P / scale if scale else np.zeros_like(delta_P))[:, None]
-    model = _fitted(feature_P1, times_P * outcomes_P, times_P * (1 - outcomes_P), C=PRIOR_SPREAD**2)
-    return float(1 / (1 + np.exp(-model.intercept_[0])))
+def _at_equal_lengths(outcomes_P: np.ndarray, delta_P: np.ndarray, times_RP: np.ndarray) -> np.ndarray:
+    """(R, 1) σ(θ) of prompts that count so many times each. Where those that count all won, or all lost, θ is infinite."""
+    won_RP, lost_RP = times_RP * outcomes_P, times_RP * (1 - outcomes_P)
+    scale_R1 = np.sqrt(times_RP @ delta_P**2 / times_RP.sum(1))[:, None]
+    feature_RP = np.tanh(delta_P / np.where(scale_R1, scale_R1, 1))
+    rates_R = (lost_RP.sum(1) == 0).astype(float)
+    both_R = (lost_RP.sum(1) > 0) & (won_RP.sum(1) > 0)
+    features_RPD = np.stack([np.ones_like(feature_RP), feature_RP], axis=2)[both_R]
+    theta_R = _fitted(features_RPD, won_RP[both_R], lost_RP[both_R], np.array([0, PRIOR_SPREAD**-2]))[:, 0]
+    rates_R[both_R] = expit(theta_R)
+    return rates_R[:, None]
 
 
-def _fitted(features: np.ndarray, won: np.ndarray, lost: np.ndarray, **options: Any) -> LogisticRegression:
-    """To each row as a win and as a loss, each as often as it was one."""
-    labels = np.repeat([1, 0], len(features))
-    model = LogisticRegression(solver="newton-cholesky", tol=1e-8, max_iter=1000, **options)
-    model.fit(np.concatenate([features, features]), labels, sample_weight=np.concatenate([won, lost]))
-    return model
+def _fitted(features_RND: np.ndarray, won_RN: np.ndarray, lost_RN: np.ndarray, penalty_D: np.ndarray) -> np.ndarray:
+    """(R, D) coefficients of R logistic regressions at once, by Newton's method: each row counts `won` times as a win and `lost` times as a loss,
+    and ½·Σ penalty·coefficient² is added to the negative log-likelihood. What `sklearn.linear_model.LogisticRegression` gives for each of them (a
+    test compares), which would take seconds for a thousand."""
+    coefficients_RD = np.zeros((len(features_RND), len(penalty_D)))
+    for _ in range(NEWTON_STEPS):
+        chance_RN = expit(np.einsum("rnd,rd->rn", features_RND, coefficients_RD))
+        total_RN = won_RN + lost_RN
+        slope_RD = np.einsum("rnd,rn->rd", features_RND, won_RN - total_RN * chance_RN) - penalty_D * coefficients_RD
+        bend_RDD = np.einsum("rnd,rn,rne->rde", features_RND, total_RN * chance_RN * (1 - chance_RN), features_RND) + np.diag(penalty_D)
+        step_RD = np.linalg.solve(bend_RDD, slope_RD[..., None])[..., 0]
+        coefficients_RD += np.clip(step_RD, -1, 1)  # a full step from afar may lead away
+        if not step_RD.size or np.abs(step_RD).max() < 1e-9:
+            break
+    return coefficients_RD
 
 
 def _bootstrapped(estimate: Callable[[np.ndarray], np.ndarray], prompts: int, resamples: int, seed: int) -> list[Interval]:
-    """Each number of `estimate(how often each prompt counts)`, which is given once for all prompts and R times for draws of them."""
-    values = estimate(np.ones(prompts))
+    """Each number of `estimate`, which takes how often each prompt counts (R, P) and returns (R, numbers)."""
+    values = estimate(np.ones((1, prompts)))[0]
     if prompts == 1:
         return [Interval(float(value), -math.inf, math.inf) for value in values]
-    rng = np.random.default_rng(seed)
-    drawn = np.array([estimate(rng.multinomial(prompts, np.full(prompts, 1 / prompts)).astype(float)) for _ in range(resamples)])
-    lows, highs = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    rng, at_once = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // prompts)
+    draws = [rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(at_once, resamples - k)) for k in range(0, resamples, at_once)]
+    estimates = np.concatenate([estimate(times_RP.astype(float)) for times_RP in draws])
+    lows, highs = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [Interval(float(value), float(low), float(high)) for value, low, high in zip(values, lows, highs, strict=True)]

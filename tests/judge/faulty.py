@@ -18,8 +18,8 @@ def verdict_on(content: str) -> str:
 class Faulty:
     """Use as a context. `faults` are taken from the front, one a request, before it answers rightly; `always` is done to every request.
 
-    A fault is a function of handler and request that answers, or returns False for a right answer. `questions` counts what was rightly answered, `requests`
-    everything that came in.
+    A fault is a function of handler and request that answers, or returns False for a right answer. `questions` counts what was rightly answered,
+    `bodies` holds everything that came in. After `dies_after` right answers it only cuts connections; `key` is the one that it takes.
     """
 
     def __init__(self, faults=(), *, always=None, dies_after=None, key=None, port=0):

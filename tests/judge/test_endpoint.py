@@ -159,7 +159,7 @@ def test_a_question_that_a_server_refuses_whatever_the_settings(matches, store):
 def test_a_wrong_key_is_said_at_once_and_never_shown(matches, store, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     with Faulty(key="sk-another") as server:
-        with pytest.raises(JudgeError, match="refuses the key .*Set OPENAI_API_KEY") as problem:
+        with pytest.raises(JudgeError, match=r"refuses the key .*Set OPENAI_API_KEY") as problem:
             opened(server)
         assert "secret" not in str(problem.value)
         assert not server.bodies

@@ -144,6 +144,9 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
     transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(folder)).save_pretrained(causal)
     built_tokenizer().save_pretrained(causal)
     with pytest.raises(JudgeError, match=r"1 of its weights are missing, among them score\.weight"):
+        RewardJudge(str(causal)).identity  # noqa: B018
+    (causal / "config.json").unlink()
+    with pytest.raises(JudgeError, match="cannot be loaded"):
         RewardJudge(str(causal))
 
 

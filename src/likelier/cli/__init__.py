@@ -2,7 +2,7 @@
 
 data.py        convert, audit, fix, split, verify
 runs.py        demo, plan, train, report, export
-evaluation.py  eval
+evaluation.py  eval, compare
 common.py      what they share: recipes with settings, progress bars
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from likelier.allocator import keep_freed_memory
 from likelier.cli.data import audit, convert, fix, split, verify
-from likelier.cli.evaluation import eval_
+from likelier.cli.evaluation import compare, eval_
 from likelier.cli.runs import demo, export, plan, report, train
 from likelier.errors import LikelierError, did_you_mean, lacks_memory
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "train": train,
     "eval": eval_,
+    "compare": compare,
     "report": report,
     "export": export,
     "verify": verify,

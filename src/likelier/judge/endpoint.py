@@ -7,6 +7,7 @@ ignores it is read all the same, as long as exactly one verdict stands in what i
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ class EndpointSettings:
     timeout: float = 60.0  # seconds, of each request
     retries: int = 8
     answer_tokens: int = 1024  # the longest answer, thoughts included
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "timeout", "answer_tokens"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise JudgeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0.")
 
 
 class EndpointJudge:

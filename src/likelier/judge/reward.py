@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,39 +28,54 @@ class RewardJudge:
     """
 
     def __init__(self, where: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.name, self._where = f"reward:{where}", where
+        with self._loading():
+            config, self._tokenizer = AutoConfig.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+        if config.num_labels != 1:
+            raise JudgeError(f"judge {self.name}: this classifier has {config.num_labels} logits; a reward model has one.")
+        if not self._tokenizer.chat_template:
+            raise JudgeError(f"judge {self.name}: its tokenizer has no chat template to write a conversation by. Put chat_template.jinja beside it.")
+
+    @cached_property
+    def _model(self) -> Any:
+        """Loaded when it is first asked, after the models that wrote the replies are gone."""
+        from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self.name = f"reward:{where}"
         device = pick_device()
         precision = pick_precision("auto", device) if device.type == "cuda" else "fp32"  # on a CPU, padding would move bf16 scores
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(where)
-            model, report = AutoModelForSequenceClassification.from_pretrained(where, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
-            reason = " ".join(str(problem).split())[:400]
-            raise JudgeError(f"judge {self.name}: this model cannot be loaded ({reason}). Give a folder or a hub name.") from problem
+        with self._loading():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self._where, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
         if report["missing_keys"]:
             raise JudgeError(
                 f"judge {self.name}: {len(report['missing_keys'])} of its weights are missing, among them {min(report['missing_keys'])}, so it was "
                 "not trained to score. Give a reward model."
             )
-        if model.config.num_labels != 1:
-            raise JudgeError(f"judge {self.name}: this classifier has {model.config.num_labels} logits; a reward model has one.")
-        if not self._tokenizer.chat_template:
-            raise JudgeError(
-                f"judge {self.name}: its tokenizer has no chat template, so a conversation has no form. Put chat_template.jinja beside it."
-            )
-        self._model = model.to(device).eval()
-        self.identity: dict[str, Any] = {
+        return model.to(device).eval()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {
             "kind": "reward",
             "weights": fingerprint(self._model),
             "tokenizer": tokenizer_hash(self._tokenizer),
             "chat_template": template_hash(self._tokenizer),
-            "dtype": str(dtype),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
         }
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
+            reason = " ".join(str(problem).split())[:400]
+            raise JudgeError(f"judge {self.name}: this model cannot be loaded ({reason}). Give a folder or a hub name.") from problem
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
         """Each reply is scored once, however many questions it stands in; a question is answered when both its scores are known."""
