@@ -156,7 +156,7 @@ def test_a_server_that_dies_and_the_same_command_again(field, capsys, monkeypatc
     assert "secret" not in (field / "cache/verdicts.sqlite").read_bytes().decode(errors="replace")
 
 
-def test_a_comparison_that_is_killed_goes_on(field):
+def test_a_comparison_that_is_killed_goes_on(field, capsys):
     """SIGKILL while the judge answers: what it answered is not asked again."""
     (field / "judges.py").write_text(
         "import os, pathlib\nlog = pathlib.Path('asked.log')\n"
@@ -166,15 +166,15 @@ def test_a_comparison_that_is_killed_goes_on(field):
         "    log.write_text('\\n'.join([*done, repr((prompt, a, b))]))\n"
         "    return len(a) - len(b)\n"
     )
-    command = [sys.executable, "-m", "likelier", "compare", "long.jsonl", "short.jsonl", "asked.txt", "--judge", "python:judges.py:by_length"]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    command = ["compare", "long.jsonl", "short.jsonl", "asked.txt", "--judge", "python:judges.py:by_length"]
+    assert subprocess.run([sys.executable, "-m", "likelier", *command], capture_output=True, check=False).returncode == -signal.SIGKILL
     assert not (field / "runs/compare/compare.json").exists()
     (field / "again").touch()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
     asked = (field / "asked.log").read_text().splitlines()
     assert len(asked) == len(set(asked)) == 14
-    assert "9 questions asked, 5 known from before." in done.stdout
+    assert "9 questions asked, 5 known from before." in out
 
 
 def test_an_unreadable_judge_stops_it_with_a_word(field):

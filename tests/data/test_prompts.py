@@ -73,3 +73,8 @@ def test_what_holds_no_prompts_is_said(name, text, fault, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=fault):
         read_prompts(tmp_path / name)
+
+
+def test_a_limit_is_one_or_more():
+    with pytest.raises(DataError, match="0 prompts are wanted of it"):
+        read_prompts("embedded:support", limit=0)

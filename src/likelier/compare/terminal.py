@@ -34,7 +34,7 @@ def _contestants(contestants: list[dict[str, Any]]) -> Table:
     table = _table("contestant", "characters a reply", *(["strength"] if strengths else []))
     for each in contestants:
         strength = Interval.from_dict(each["strength"])
-        cells = ["0, the scale's" if strength == Interval(0, 0, 0) else estimate(strength, "")] if strengths else []
+        cells = ["0, by definition" if strength == Interval(0, 0, 0) else estimate(strength, "")] if strengths else []
         table.add_row(each["name"], estimate(Interval.from_dict(each["length"]), ""), *cells)
     return table
 

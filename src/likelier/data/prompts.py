@@ -37,8 +37,10 @@ def read_prompts(source: str | Path, *, limit: int | None = None) -> Prompts:
     """The prompts of a source that `likelier convert` reads, of rows with a prompt alone ({"prompt": …}, {"messages": […]}), or of a .txt file that
     has one a line; the first `limit` of them. Of a conversation that ends with the assistant's reply, what comes before it.
 
-    Raises DataError for a source that cannot be read or holds no prompt, and for a row without one where rows are no records.
+    Raises DataError for a source that cannot be read or holds no prompt, for a row without one where rows are no records, and for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise DataError(f"{source}: {limit} prompts are wanted of it; one is the least.")
     unusable: list[DataError] = []
     found: dict[str, Prompt] = {}
     repeated = 0
