@@ -109,7 +109,7 @@ def _at_equal_lengths(outcomes_P: np.ndarray, delta_P: np.ndarray, times_RP: np.
     won_RP, lost_RP = times_RP * outcomes_P, times_RP * (1 - outcomes_P)
     scale_R1 = np.sqrt(times_RP @ delta_P**2 / times_RP.sum(1))[:, None]
     feature_RP = np.tanh(delta_P / np.where(scale_R1, scale_R1, 1))
-    rates_R = (lost_RP.sum(1) == 0).astype(float)
+    rates_R: np.ndarray = (lost_RP.sum(1) == 0).astype(float)
     both_R = (lost_RP.sum(1) > 0) & (won_RP.sum(1) > 0)
     features_RPD = np.stack([np.ones_like(feature_RP), feature_RP], axis=2)[both_R]
     theta_R = _fitted(features_RPD, won_RP[both_R], lost_RP[both_R], np.array([0, PRIOR_SPREAD**-2]))[:, 0]

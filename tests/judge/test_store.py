@@ -11,6 +11,7 @@ from likelier.judge.asking import judge_matches
 from likelier.judge.questions import Answer, Question, question_key
 from likelier.judge.store import VerdictStore
 from likelier.records import Message
+from tests.judge.conftest import match
 
 ANSWER = Answer("first", "because", "", 7, 3)
 
@@ -92,8 +93,6 @@ class Sayer:
 
 def test_two_orders_that_disagree_are_a_tie_and_a_flip(store, monkeypatch):
     monkeypatch.setattr("likelier.judge.asking.FAILED_SHARE", 1)
-    from tests.judge.conftest import match
-
     cases = [  # (a first, b first) as the judge says it → side, flipped
         ("first", "second", "a", False),
         ("second", "first", "b", False),
@@ -108,3 +107,12 @@ def test_two_orders_that_disagree_are_a_tie_and_a_flip(store, monkeypatch):
     verdicts, spent = judge_matches(Sayer(said), [match(n, f"a{n}", f"b{n}") for n in range(len(cases))], store)
     assert [(verdict.side, verdict.flipped) for verdict in verdicts] == [case[2:] for case in cases]
     assert (spent.failed, spent.faults, verdicts[-1].fault) == (2, {"silence": 2}, "silence")
+
+
+def test_the_same_command_does_not_stop_because_only_what_fails_is_left(store):
+    many = [match(n, f"a{n}", f"b{n}") for n in range(20)]
+    said = {pair: choice for n in range(18) for pair, choice in (((f"a{n}", f"b{n}"), "first"), ((f"b{n}", f"a{n}"), "second"))}
+    first, spent = judge_matches(Sayer(said), many, store)
+    assert (spent.asked, spent.failed) == (40, 4)
+    again, spent = judge_matches(Sayer(said), many, store)
+    assert (again, spent.asked, spent.cached, spent.failed) == (first, 4, 36, 4)

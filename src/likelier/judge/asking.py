@@ -116,11 +116,13 @@ def _count(spent: Spent, answer: Answer) -> None:
 
 
 def _refuse_unreadable(judge: Judge, spent: Spent) -> None:
-    """Of few questions a single one may fail, whatever its share."""
-    if spent.failed > 1 and spent.failed > FAILED_SHARE * spent.asked:
+    """Of few questions a single one may fail, whatever its share. What was answered before counts, or the same command would stop the second time,
+    when only those that fail are left."""
+    answers = spent.asked + spent.cached
+    if spent.failed > 1 and spent.failed > FAILED_SHARE * answers:
         [(fault, _)] = spent.faults.most_common(1)
         raise JudgeError(
-            f"judge {judge.name}: {spent.failed} of {count(spent.asked, 'answer')} failed, so it is no judge of these replies. For example: {fault}. "
+            f"judge {judge.name}: {spent.failed} of {count(answers, 'answer')} failed, so it is no judge of these replies. For example: {fault}. "
             "What it did answer is kept. Take a stronger judge, or another rubric."
         )
 
