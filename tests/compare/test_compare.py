@@ -182,3 +182,14 @@ def test_an_unreadable_judge_stops_it_with_a_word(field):
     with pytest.raises(JudgeError, match=r"answers failed, so it is no judge of these replies\. For example: it returned 'better'"):
         compare_models(["long.jsonl", "short.jsonl"], "asked.txt", judge="python:judges.py:f", out="out")
     assert not (field / "out/compare.json").exists()
+
+
+def test_without_a_single_verdict_nothing_is_claimed(field, monkeypatch, capsys):
+    monkeypatch.setattr("likelier.judge.asking.FAILED_SHARE", 1.0)
+    (field / "judges.py").write_text("def f(prompt, a, b):\n    return 'better'\n")
+    code, out, err = run(capsys, "compare", "long.jsonl", "short.jsonl", "middle.jsonl", "asked.txt", "--judge", "python:judges.py:f", "--limit", "5")
+    assert code == 0, err
+    result = json.loads((field / "runs/compare/compare.json").read_text())
+    assert {each["strength"] for each in result["contestants"]} == {None}
+    assert [(pair["win_rate"], pair["length_controlled"], pair["flips"], pair["failed"]) for pair in result["pairs"]] == [(None, None, None, 5)] * 3
+    assert "no verdict on 5 prompts" in out

@@ -67,12 +67,13 @@ def compare_models(
     of_pair = [verdicts[row : row + len(asked)] for row in range(0, len(verdicts), len(asked))]
     names = [side.name for side in sides]
     outcomes_PM = np.array([[OUTCOMES[verdict.side] for verdict in some] for some in of_pair]).T
-    strengths = bradley_terry(outcomes_PM, pairs)
+    judged = not np.isnan(outcomes_PM).all()
+    strengths = [strength.as_dict() for strength in bradley_terry(outcomes_PM, pairs)] if judged else [None] * len(sides)
     result = {
         "judge": {"name": judging.name, **judging.identity},
         "prompts": len(asked),
         "contestants": [
-            {"name": side.name, "spec": side.spec, **_lengths(replies), "strength": strength.as_dict()}
+            {"name": side.name, "spec": side.spec, **_lengths(replies), "strength": strength}
             for side, replies, strength in zip(sides, written, strengths, strict=True)
         ],
         "pairs": [{"a": names[i], "b": names[j], **_numbers(some, written[i], written[j])} for (i, j), some in zip(pairs, of_pair, strict=True)],
