@@ -17,9 +17,11 @@ FLOORS = {
         ["allocator", "atomic", "chunks", "errors", "examples", "hashing", "model_files", "recipe", "records", "rundir", "section", "thresholds"], 0
     ),
     "weights": 0,
-    **dict.fromkeys(["agreement", "data", "objectives", "metrics"], 1),
-    **dict.fromkeys(["adapters", "audit", "card", "changes", "four_bits", "logprobs", "models", "generation", "probes", "subject", "wording"], 2),
-    **dict.fromkeys(["train", "evaluate", "mine", "report", "label", "score", "verify", "export"], 3),
+    **dict.fromkeys(["agreement", "data", "objectives", "metrics", "win_rates"], 1),
+    **dict.fromkeys(
+        ["adapters", "audit", "card", "changes", "four_bits", "judge", "logprobs", "models", "generation", "probes", "subject", "wording"], 2
+    ),
+    **dict.fromkeys(["train", "evaluate", "compare", "mine", "report", "label", "score", "verify", "export"], 3),
     **dict.fromkeys(["pipeline", "sweep"], 4),
     "cli": 5,
     "__main__": 6,

@@ -25,6 +25,7 @@ _HOMES = {
     "train_recipe": "likelier.train.session",
     "train_and_report": "likelier.pipeline",
     "sweep_recipe": "likelier.sweep",
+    "compare_models": "likelier.compare",
     "write_report": "likelier.report",
     "export_run": "likelier.export",
 }

@@ -5,6 +5,7 @@
     │   ├── DataError              a file, row or field of the data
     │   ├── RecipeError            a setting
     │   ├── ModelError             a model, tokenizer or chat template
+    │   ├── JudgeError             a judge, or the endpoint that it answers at
     │   └── RunError               a run directory or a checkpoint
     ├── Refused                    the request was clear and the answer is "no": exit code 1
     │   ├── TrainingStopped        a run that must not go on (wrong first loss, non-finite values, reference moved)
@@ -55,6 +56,10 @@ class RecipeError(RequestError):
 
 class ModelError(RequestError):
     """A model, tokenizer or chat template cannot be used."""
+
+
+class JudgeError(RequestError):
+    """A judge cannot be asked, or does not answer in a way that can be read."""
 
 
 class RunError(RequestError):

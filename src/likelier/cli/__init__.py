@@ -4,6 +4,7 @@ data.py        convert, audit, fix, split, verify
 runs.py        demo, plan, train, report, export
 sweeps.py      sweep
 evaluation.py  eval, score
+comparison.py  compare
 common.py      what they share: recipes with settings, progress bars
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from likelier.allocator import keep_freed_memory
+from likelier.cli.comparison import compare
 from likelier.cli.data import audit, convert, fix, split, verify
 from likelier.cli.evaluation import eval_, score
 from likelier.cli.runs import demo, export, plan, report, train
@@ -41,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "eval": eval_,
     "score": score,
+    "compare": compare,
     "report": report,
     "export": export,
     "verify": verify,
