@@ -63,7 +63,9 @@ HELD_OUT = (
     ("chosen_reward", "Reward of chosen", "", ""),
     ("rejected_reward", "Reward of rejected", "", ""),
     ("chosen_logp_change", "Log-probability of chosen", "after minus before, sum over the reply", "nats"),
+    ("rejected_logp_change", "Log-probability of rejected", "after minus before, sum over the reply", "nats"),
     ("kl", "KL from the reference", "", "nats"),
+    ("kl_on_data", "KL on the data", "", "nats"),
 )
 
 
@@ -71,7 +73,7 @@ OF_REPLIES = (
     ("accuracy", "Accuracy", "good replies that became likelier, bad ones that became less likely; chance is 50%", "share"),
     ("chosen_reward", "Reward of good replies", "", ""),
     ("rejected_reward", "Reward of bad replies", "", ""),
-    HELD_OUT[-1],
+    *HELD_OUT[-2:],
 )
 """The same where replies are judged one by one."""
 
@@ -93,10 +95,10 @@ def held_out_amount(evaluation: Mapping[str, Any]) -> str:
     return count(evaluation["pairs"], "held-out pair")
 
 
-def reason_measures(by_reason: Mapping[str, Any]) -> list[Measure]:
-    """Accuracy by the reason why the rejected reply is worse, lowest first."""
-    rows = sorted(by_reason.items(), key=lambda item: item[1]["accuracy"]["value"])
-    return [_measure(reason, count(row["pairs"], "pair"), Interval.from_dict(row["accuracy"]), "share", point=0.5) for reason, row in rows]
+def measures_by(rows: Mapping[str, Any], *, ordered: bool = False) -> list[Measure]:
+    """Accuracy of each part of the held-out pairs: as they come where they are `ordered` (bins of length), else lowest first."""
+    parts = list(rows.items()) if ordered else sorted(rows.items(), key=lambda item: item[1]["accuracy"]["value"])
+    return [_measure(name, count(row["pairs"], "pair"), Interval.from_dict(row["accuracy"]), "share", point=0.5) for name, row in parts]
 
 
 def _measure(title: str, note: str, interval: Interval, unit: str, *, point: float) -> Measure:
