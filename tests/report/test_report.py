@@ -249,6 +249,7 @@ def test_a_drawing_follows_the_page_in_colour() -> None:
     assert {"var(--accent)", "var(--faint)", "var(--rule)"} <= set(re.findall(r"var\(--\w+\)", svg))
     assert ">here</text>" in svg
     assert "<b>" not in svg
+    assert "DejaVu" not in svg
 
 
 def test_numbers_read_well() -> None:

@@ -242,7 +242,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<svg[^>]*>", f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">', text, count=1)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = text.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    text = re.sub(r"font: [^;\"]*;?", "", text)
+    text = re.sub(r"font(-family)?: [^;\"]*;?", "", text)
     for placeholder, variable in VARIABLES.items():
         text = text.replace(placeholder, f"var({variable})")
     return text
