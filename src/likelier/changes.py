@@ -65,7 +65,7 @@ HELD_OUT = (
     ("chosen_logp_change", "Log-probability of chosen", "after minus before, sum over the reply", "nats"),
     ("rejected_logp_change", "Log-probability of rejected", "after minus before, sum over the reply", "nats"),
     ("kl", "KL from the reference", "", "nats"),
-    ("kl_on_data", "KL on the data", "", "nats"),
+    ("kl_on_data", "KL from the reference, on the data", "", "nats"),
 )
 
 
@@ -73,6 +73,8 @@ OF_REPLIES = (
     ("accuracy", "Accuracy", "good replies that became likelier, bad ones that became less likely; chance is 50%", "share"),
     ("chosen_reward", "Reward of good replies", "", ""),
     ("rejected_reward", "Reward of bad replies", "", ""),
+    ("chosen_logp_change", "Log-probability of good replies", "after minus before, sum over the reply", "nats"),
+    ("rejected_logp_change", "Log-probability of bad replies", "after minus before, sum over the reply", "nats"),
     *HELD_OUT[-2:],
 )
 """The same where replies are judged one by one."""
@@ -102,7 +104,7 @@ def measures_by(rows: Mapping[str, Any], *, ordered: bool = False) -> list[Measu
 
 
 def _measure(title: str, note: str, interval: Interval, unit: str, *, point: float) -> Measure:
-    strip = _strip_of_share(interval, point) if unit == "share" else strip_around(interval, point)
+    strip = strip_of_share(interval, point) if unit == "share" else strip_around(interval, point)
     return Measure(title, note, quantity(interval.value, unit, interval), ends(interval, unit), strip)
 
 
@@ -175,7 +177,8 @@ def strip_around(interval: Interval, point: float = 0.0) -> Strip | None:
     return Strip(low, value, high, 50.0)
 
 
-def _strip_of_share(interval: Interval, point: float) -> Strip | None:
+def strip_of_share(interval: Interval, point: float = 0.5) -> Strip | None:
+    """The interval of a share on a line from 0 to 100%."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return None
     low, value, high = (round(100 * x, 2) for x in (interval.low, interval.value, interval.high))

@@ -185,7 +185,14 @@ def second_version(evaluation: dict[str, Any], rng: np.random.Generator) -> dict
         }
 
     lengths = {"rejected longer by half": slice(0, 38), "about as long": slice(38, 90), "chosen longer by half": slice(90, 118)}
-    sets = {"apologies": "neutral", "length": "neutral", "loops": "neutral", "facts": "questions", "grounded": "your probes", "refusals": "harmless"}
+    sets = {
+        "apologies": "neutral",
+        "length": "neutral",
+        "loops": "neutral",
+        "facts": "questions",
+        "grounded": "your probes",
+        "refusals": "look-alikes@91c5",
+    }
     before, after = calibration(3.2 * margins, bins=8), calibration(3.2 / 1.84 * margins, bins=8)
     return evaluation | {
         "by": {"reason": by_reason, "group": rows({"consumer": slice(0, 70), "business": slice(70, 118)}), "length": rows(lengths)},
@@ -194,7 +201,7 @@ def second_version(evaluation: dict[str, Any], rng: np.random.Generator) -> dict
             "brier": 0.187,
             "temperature": {"value": 1.84, "low": 1.41, "high": 2.55},
             "after": {**after.as_dict(), "brier": 0.166},
-            "note": "fitted on one half of the held-out pairs, measured on the other",
+            "note": "Each pair by a T that was fitted on the other prompts (five folds).",
         },
         "probes": [probe | {"set": sets[probe["name"]]} for probe in evaluation["probes"]],
     }
@@ -311,7 +318,64 @@ def put_in_sweep(run: RunDir, names: Sequence[str] = ("b003", "b010", "b030", "b
         "grid": {"objective.beta": [0.1, 0.3, 0.9, 2.7]},
         "runs": rows,
         "frontier": inside[:2],
-        "recommended": {"name": inside[1], "reason": "best"},
+        "recommended": {"name": inside[1], "reason": "It reaches 75% for half of the KL."},
     }
     write_json(run.path.parent / "sweep.json", sweep)
     (run.path.parent / "sweep.html").write_text("<p>sweep</p>")
+
+
+def made_up_comparison(folder: Path) -> Path:
+    """What `likelier compare` leaves of three contestants."""
+    names = ["runs/mine tuned", "reference", "reference+system"]
+    files = ["runs-mine-tuned", "reference", "reference+system"]
+
+    def interval(value: float, low: float, high: float) -> dict[str, float]:
+        return {"value": value, "low": low, "high": high}
+
+    def pair(a: str, b: str, won: int, equal: float) -> dict[str, Any]:
+        rate = won / 60 + 0.1
+        rates = {"win_rate": interval(rate, rate - 0.1, rate + 0.1), "length_controlled": interval(equal, equal - 0.1, equal + 0.1)}
+        return {
+            "a": a,
+            "b": b,
+            "prompts": 60,
+            **rates,
+            "wins": won,
+            "ties": 12,
+            "losses": 48 - won,
+            "flips": 0.12,
+            "failed": 1,
+            "extrapolated": a == "reference",
+        }
+
+    lengths = [interval(180.0, 160.0, 201.0), interval(412.0, 380.0, 440.0), interval(390.0, 350.0, 430.0)]
+    strengths = [interval(0, 0, 0), interval(-0.9, -1.3, -0.5), interval(-0.4, -0.8, 0.1)]
+    contestants = [
+        {"name": name, "spec": name, "length": length, "length_unit": "characters", "cut": 0.05, "strength": strength}
+        for name, length, strength in zip(names, lengths, strengths, strict=True)
+    ]
+    pairs = [pair(names[0], names[1], 34, 0.63), pair(names[0], names[2], 32, 0.52), pair(names[1], names[2], 22, 0.45)]
+    cost = {"asked": 300, "cached": 60, "total": 0.42}
+    comparison = {"judge": {"name": "judge-8b"}, "prompts": 61, "contestants": contestants, "pairs": pairs, "cost": cost}
+    verdicts = [
+        {
+            "id": f"p{i}",
+            "a": row["a"],
+            "b": row["b"],
+            "verdict": ("a", "b", "tie", None)[i % 4],
+            "why": "both orders agree" if i % 4 < 2 else "the two orders disagree",
+            "orders": ["first", "second"],
+            "reasons": [f"It is shorter. {INJECTION}", ""],
+        }
+        for row in pairs
+        for i in range(12)
+    ]
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Where is my order? {INJECTION}"}]
+    write_json(folder / "compare.json", comparison)
+    write_jsonl(folder / "verdicts.jsonl", verdicts)
+    (folder / "replies").mkdir()
+    for file in files:
+        write_jsonl(
+            folder / "replies" / f"{file}.jsonl", [{"id": f"p{i}", "prompt": prompt, "reply": f"{file} says {i}. {INJECTION}"} for i in range(12)]
+        )
+    return folder

@@ -135,13 +135,14 @@ def test_the_temperature_says_what_confidence_is_worth(page: str) -> None:
     assert "holds 1" in meaning(Interval(1.2, 0.9, 1.6))
     assert "dashed line" in meaning(None)
     text = Tags(page).text["calibration"]
-    for said in ("12.1%", "5.8%", "0.187", "0.166", "T = 1.84 (1.41 to 2.55)", "measured on the other", "118 pairs in 8 bins"):
+    for said in ("12.1%", "5.8%", "0.187", "0.166", "T = 1.84 (1.41 to 2.55)", "five folds", "118 pairs in 8 bins"):
         assert said in text
 
 
 def test_probes_stand_by_their_sets_and_parts_with_their_intervals(page: str) -> None:
     parsed = Tags(page)
     assert parsed.count("tr", "set") == 4 + 3
+    assert re.search(r">look-alikes <span[^>]*>91c5</span></th>", page)
     text = parsed.text["parts"]
     assert text.index("too long") < text.index("makes something up") < text.index("rude")
     assert text.index("consumer") < text.index("business")
@@ -170,7 +171,7 @@ def test_a_run_of_a_sweep_shows_where_it_stands(tmp_path: Path) -> None:
     text = Tags(page).text["sweep"]
     assert "this run lies on the frontier" in text
     assert "of 3 runs" in text
-    assert "The sweep recommends b003: best." in text
+    assert "The sweep recommends another run, b003. It reaches 75% for half of the KL." in text
     assert 'href="../sweep.html"' in page
     for name, times in (("b010", 1), ("b003", 1), ("b030", 1), ("b100", 0)):
         assert len(re.findall(f">{name}</text>", page)) == times
@@ -180,7 +181,9 @@ def test_a_sweep_that_knows_nothing_of_the_run_is_passed_over(make_run: MakeRun)
     run = make_run(steps=3)
     put_in_sweep(run)
     sweep = run.path.parent / "sweep.json"
-    write_json(sweep, {"runs": [{"name": "other", "kl": {"value": 1}, "accuracy": {"value": 1}}] * 2, "frontier": [], "recommended": None})
+    write_json(
+        sweep, {"runs": [{"name": "other", "folder": "other", "kl": {"value": 1}, "accuracy": {"value": 1}}] * 2, "frontier": [], "recommended": None}
+    )
     assert 'id="sweep"' not in write_report(run).read_text(encoding="utf-8")
 
 

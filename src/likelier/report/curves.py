@@ -56,7 +56,13 @@ PANELS = (
         (("chosen_logp", "chosen", plots.CHOSEN, "chosen"), ("rejected_logp", "rejected", plots.REJECTED, "rejected")),
     ),
     Panel("norm", "Gradient norm", "Before clipping.", (("grad_norm", "", plots.ACCENT, "accent"),)),
-    Panel("kl", "KL from the reference", "Of a whole reply, estimated on replies to watched prompts.", (("kl", "", plots.ACCENT, "accent"),), "nats"),
+    Panel(
+        "kl",
+        "KL from the reference",
+        "KL(π_ref ‖ π) of a reply to the watched prompts: a rough estimate, in the other direction than the evaluation’s.",
+        (("kl", "", plots.ACCENT, "accent"),),
+        "nats",
+    ),
 )
 
 

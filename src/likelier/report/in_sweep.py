@@ -26,9 +26,9 @@ def place_in_sweep(folder: Path) -> Place | None:
     if not path.is_file():
         return None
     sweep = read_json(path)
-    name = folder.resolve().name
+    name = next((run["name"] for run in sweep["runs"] if run["folder"] == folder.resolve().name), None)
     measured = [run for run in sweep["runs"] if run.get("kl") and run.get("accuracy")]
-    if len(measured) < 2 or name not in [run["name"] for run in sweep["runs"]]:
+    if len(measured) < 2 or name is None:
         return None
     points = [_point(run, name, sweep["frontier"]) for run in measured]
     label = "Held-out accuracy against KL of the runs of the sweep: " + ", ".join(
@@ -54,5 +54,5 @@ def _point(run: Mapping[str, Any], here: str, frontier: list[str]) -> plots.Poin
 def _advice(recommended: Mapping[str, Any] | None, here: str) -> str:
     if recommended is None:
         return "The sweep recommends none of its runs yet."
-    which = "this run" if recommended["name"] == here else recommended["name"]
-    return f"The sweep recommends {which}: {recommended['reason'].rstrip('.')}."
+    which = "this run" if recommended["name"] == here else f"another run, {recommended['name']}"
+    return f"The sweep recommends {which}. {recommended['reason']}"

@@ -52,8 +52,8 @@ def reach_verdict(manifest: Row, evaluation: Row | None, held_out: Sequence[Row]
     """From manifest.json, eval.json (None before there is one), the rows of evaluations during training, and its symptoms.
 
     The gravest that holds decides. Not yet: the run has not ended or was not evaluated. Do not ship: its reference moved, or its held-out accuracy's
-    interval does not lie above chance. Look first: few held-out pairs, no probes, a probe that got worse, a symptom that warns, a group that is ranked
-    wrong, or an audit overruled. Miscalibration is told and stands in nobody's way: only who reads margins as probabilities is harmed by it.
+    interval does not lie above chance. Look first: few held-out pairs, no probes, a probe that got worse, a symptom that warns, a group that is
+    ranked wrong, or an audit overruled. Miscalibration is told and stands in nobody's way: only who reads margins as probabilities is harmed by it.
     """
     decision, advice = _advice(manifest, evaluation, symptoms)
     return Verdict(decision, _learned(evaluation, held_out), _cost(evaluation, symptoms), advice)
