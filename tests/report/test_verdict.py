@@ -55,9 +55,9 @@ def test_a_healthy_run_is_to_be_shipped(healthy: Any) -> None:
     assert verdict.learned == (
         "It learned the preference: on 118 held-out pairs it ranks the chosen reply first in 75.4% (95% interval 66.9 to 83.1), where chance is 50%."
     )
-    assert re.match(r"It cost 3\.\d+ nats of KL \(3\.\d+ to 3\.\d+\) from the reference; replies went from \d+ to \d+ tokens", verdict.cost)
+    assert re.match(r"It cost 3\.\d+ nats of KL \(3\.\d+ to 3\.\d+\) from the reference; replies went from [\d.]+ to [\d.]+ tokens", verdict.cost)
     assert verdict.cost.endswith("none of 3 probes got worse and no symptom warns.")
-    assert verdict.advice == "Ship it: accuracy is beyond chance, none of 3 probes got worse and no symptom warns."
+    assert verdict.advice == "Ship it: nothing that was measured speaks against it."
 
 
 @pytest.mark.parametrize(

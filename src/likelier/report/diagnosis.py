@@ -28,10 +28,3 @@ def view_symptoms(rows: Sequence[Row]) -> list[Symptom]:
         Symptom(number, row["title"], row["verdict"], row["step"], row["evidence"], row.get("mend") or "")
         for number, row in enumerate(first.values(), start=1)
     ]
-
-
-def said(symptoms: Sequence[Symptom], steps: int) -> str:
-    """What an empty or full list means, in a sentence."""
-    if not symptoms:
-        return "No symptom was recorded."
-    return f"Numbered where they were seen; the curves carry the same numbers. The run has {steps:,} steps."
