@@ -296,9 +296,9 @@ def made_up_flips() -> list[dict[str, Any]]:
     ]
 
 
-def put_in_sweep(run: RunDir, names: Sequence[str] = ("b003", "b010", "b030", "b100")) -> None:
+def put_in_sweep(run: RunDir, names: Sequence[str] = ("beta=0.1", "beta=0.3", "beta=0.9", "beta=2.7")) -> None:
     """A sweep.json beside the run, in which it is one of `names`."""
-    inside = [run.path.name, *[name for name in names if name != run.path.name]]
+    inside = [run.path.name, *names[1:]]
     rows = []
     for place, name in enumerate(inside):
         accuracy, kl = 0.78 - 0.03 * place * place, 3.4 * 0.55**place

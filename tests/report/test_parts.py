@@ -165,16 +165,16 @@ def test_flips_are_listed_worst_first_and_cut(run: RunDir, page: str) -> None:
 
 
 def test_a_run_of_a_sweep_shows_where_it_stands(tmp_path: Path) -> None:
-    run = made_up_run(tmp_path / "sweep" / "b010", steps=3, samples=1)
+    run = made_up_run(tmp_path / "sweep" / "beta=0.1", steps=3, samples=1)
     put_in_sweep(run)
     page = write_report(run).read_text(encoding="utf-8")
     text = Tags(page).text["sweep"]
-    assert "this run lies on the frontier" in text
+    assert "this run, on the frontier" in text
     assert "of 3 runs" in text
-    assert "The sweep recommends another run, b003. It reaches 75% for half of the KL." in text
+    assert "The sweep recommends another run, beta=0.3. It reaches 75% for half of the KL." in text
     assert 'href="../sweep.html"' in page
-    for name, times in (("b010", 1), ("b003", 1), ("b030", 1), ("b100", 0)):
-        assert len(re.findall(f">{name}</text>", page)) == times
+    for label, times in (("this run", 1), ("0.3", 1), ("0.9", 1), ("2.7", 0)):
+        assert len(re.findall(f"fill: var\\(--ink\\)[^>]*>{label}</text>", page)) == times
 
 
 def test_a_sweep_that_knows_nothing_of_the_run_is_passed_over(make_run: MakeRun) -> None:

@@ -184,40 +184,6 @@ def reliability(name: str, label: str, *series: Reliability) -> str:
         return _svg(figure, name, label)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A run of a sweep: `x` is its KL, `y` its accuracy, each with the ends of its interval."""
-
-    name: str
-    x: float
-    y: float
-    low: float
-    high: float
-    on_frontier: bool
-    strong: bool
-
-
-def frontier(name: str, label: str, points: Sequence[Point]) -> str:
-    """Accuracy against KL. Runs that no other one beats in both are joined by a line; `strong` ones are drawn full and large."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
-        best = sorted((point for point in points if point.on_frontier), key=lambda point: point.x)
-        axes.plot([point.x for point in best], [point.y for point in best], color=ACCENT, linewidth=1.2, alpha=0.5)
-        for point in points:
-            color = ACCENT if point.on_frontier else FAINT
-            axes.plot([point.x, point.x], [point.low, point.high], color=color, linewidth=1, alpha=0.4)
-            axes.scatter([point.x], [point.y], s=70 if point.strong else 30, color=color if point.strong else PAPER, edgecolors=color, zorder=3)
-            bold: dict[str, Any] = {"weight": "bold", "color": INK} if point.strong else {}
-            right = point.x > np.mean([other.x for other in points])
-            place: dict[str, Any] = {"xytext": (-8, 5) if right else (8, 5), "textcoords": "offset points", "ha": "right" if right else "left"}
-            axes.annotate(point.name, (point.x, point.y), zorder=4, **place, **bold)
-        axes.margins(x=0.1, y=0.12)
-        axes.set_xlim(left=min(0.0, *(point.x for point in points)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        _name_last_tick(axes, "nats of KL")
-        return _svg(figure, name, label)
-
-
 def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
     FigureCanvasSVG(figure)
