@@ -67,7 +67,7 @@ def test_a_healthy_run_is_to_be_shipped(healthy: Any) -> None:
         (0.5, 0.7, Decision.STOP, "It has not shown that it learned", "cannot be told from chance"),
         (0.45, 0.7, Decision.STOP, "It has not shown that it learned", "cannot be told from chance"),
         (0.3, 0.49, Decision.STOP, "It learned the opposite", "the wrong way round"),
-        (-np.inf, np.inf, Decision.STOP, "no interval: too few prompts", "cannot be told from chance"),
+        (-np.inf, np.inf, Decision.STOP, "(no interval: too few prompts)", "cannot be told from chance"),
     ],
 )
 def test_accuracy_must_lie_above_chance(healthy: Any, low: float, high: float, decision: Decision, learned: str, advice: str) -> None:
@@ -81,6 +81,20 @@ def test_a_moved_reference_spoils_every_number(healthy: Any) -> None:
     verdict = judged(healthy, lambda manifest, _: manifest["reference"].update(unchanged=False))
     assert verdict.decision == Decision.STOP
     assert "its reference changed" in verdict.advice
+
+
+def test_without_a_reference_half_right_is_no_starting_point(healthy: Any) -> None:
+    """SimPO's and ORPO's rewards rank pairs before any training, often the shorter reply first."""
+
+    def alone(manifest: dict[str, Any], evaluation: dict[str, Any]) -> None:
+        manifest["reference"] = None
+        evaluation["held_out"]["accuracy"] = Interval(0.22, 0.11, 0.33).as_dict()
+
+    verdict = judged(healthy, alone)
+    assert verdict.decision == Decision.LOOK
+    assert verdict.learned.startswith("On 118 held-out pairs it ranks the chosen reply first in 22.0% (95% interval 11.0 to 33.0), some of which")
+    assert "its held-out accuracy, which does not lie above 50%" in verdict.advice
+    assert judged(healthy, lambda manifest, _: manifest.update(reference=None)).decision == Decision.SHIP
 
 
 def test_a_symptom_that_warns_is_to_be_looked_at_and_a_note_is_not(healthy: Any) -> None:
@@ -151,6 +165,7 @@ def test_an_evaluation_of_the_first_version_or_without_probes_is_judged_too(heal
     manifest, evaluation = healthy
     bare = {"pairs": 50, "held_out": {"accuracy": evaluation["held_out"]["accuracy"], "kl": None}, "by_reason": {}, "probes": []}
     verdict = reach_verdict(manifest, bare, [], [])
+    assert "95% interval" in verdict.learned
     assert_three_sentences(verdict)
     assert verdict.cost == "Its KL from the reference was not measured; no probe was asked and no symptom warns."
     assert verdict.advice == "Before shipping it, look at what else it changed, since no probe was asked."

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
-from likelier.changes import SAME, held_out_amount, probe_row, verdict
+from likelier.changes import SAME, has_reference, held_out_amount, probe_row, verdict
 from likelier.metrics import Interval
 from likelier.report.diagnosis import Symptom
 from likelier.wording import count, ends, estimate, listing, number, quantity
@@ -52,14 +53,16 @@ def reach_verdict(manifest: Row, evaluation: Row | None, held_out: Sequence[Row]
     """From manifest.json, eval.json (None before there is one), the rows of evaluations during training, and its symptoms.
 
     The gravest that holds decides. Not yet: the run has not ended or was not evaluated. Do not ship: its reference moved, or its held-out accuracy's
-    interval does not lie above chance. Look first: few held-out pairs, no probes, a probe that got worse, a symptom that warns, a group that is
-    ranked wrong, or an audit overruled. Miscalibration is told and stands in nobody's way: only who reads margins as probabilities is harmed by it.
+    interval does not lie above 50%, where a policy that equals its reference is. Look first: few held-out pairs, no probes, a probe that got worse, a
+    symptom that warns, a group that is ranked wrong, or an audit overruled. Miscalibration is told and stands in nobody's way: only who reads margins
+    as probabilities is harmed by it. Without a reference 50% is no starting point, and an accuracy that is not above it is something to look at.
     """
     decision, advice = _advice(manifest, evaluation, symptoms)
-    return Verdict(decision, _learned(evaluation, held_out), _cost(evaluation, symptoms), advice)
+    learned = _learned(evaluation, held_out, compared=has_reference(manifest.get("reference")))
+    return Verdict(decision, learned, _cost(evaluation, symptoms), advice)
 
 
-def _learned(evaluation: Row | None, held_out: Sequence[Row]) -> str:
+def _learned(evaluation: Row | None, held_out: Sequence[Row], *, compared: bool) -> str:
     if not evaluation and not held_out:
         return "What it learned is not known: nothing has been measured on held-out pairs."
     if not evaluation:
@@ -67,9 +70,13 @@ def _learned(evaluation: Row | None, held_out: Sequence[Row]) -> str:
         return f"At the last evaluation, step {last['step']}, held-out accuracy was {quantity(last['accuracy'], 'share')}, as yet without interval."
     accuracy = _accuracy(evaluation)
     amount = held_out_amount(evaluation)
-    good = "good ones became likelier and bad ones less likely" if evaluation.get("replies") else "it ranks the chosen reply first"
-    measured = f"of {amount}, {good}" if evaluation.get("replies") else f"on {amount} {good}"
-    measured += f" in {quantity(accuracy.value, 'share')} (95% interval {ends(accuracy, 'share')})"
+    interval = f"95% interval {ends(accuracy, 'share')}" if isfinite(accuracy.low) else ends(accuracy, "share")
+    share = f"{quantity(accuracy.value, 'share')} ({interval})"
+    measured = f"on {amount} it ranks the chosen reply first in {share}"
+    if evaluation.get("replies"):
+        measured = f"of {amount}, good ones became likelier and bad ones less likely in {share}"
+    if not compared:
+        return f"{measured[0].upper()}{measured[1:]}, some of which the untrained model ranked so, too: its objective compares with no reference."
     if accuracy.low > 0.5:
         return f"It learned the preference: {measured}, where chance is 50%."
     if accuracy.high < 0.5:
@@ -131,21 +138,25 @@ def _grave(manifest: Row, evaluation: Row) -> list[str]:
     found = []
     if (manifest.get("reference") or {}).get("unchanged") is False:
         found.append("its reference changed during the run, so that no reward or margin here can be trusted")
-    accuracy = _accuracy(evaluation)
-    if accuracy.high < 0.5:
-        found.append("it ranks held-out pairs the wrong way round (are chosen and rejected swapped?)")
-    elif accuracy.low <= 0.5:
-        found.append("its held-out accuracy cannot be told from chance")
+    if has_reference(manifest.get("reference")):
+        accuracy = _accuracy(evaluation)
+        if accuracy.high < 0.5:
+            found.append("it ranks held-out pairs the wrong way round (are chosen and rejected swapped?)")
+        elif accuracy.low <= 0.5:
+            found.append("its held-out accuracy cannot be told from chance")
     return found
 
 
 def _doubts(manifest: Row, evaluation: Row, symptoms: Sequence[Symptom]) -> list[str]:
     found = []
+    compared = has_reference(manifest.get("reference"))
+    if not compared and _accuracy(evaluation).low <= 0.5:
+        found.append("its held-out accuracy, which does not lie above 50% (did it rise during training?)")
     for probe in _worse(evaluation):
         row = probe_row(probe)
         found.append(f"the probe {_quoted(row.title)}, which got worse ({row.before} → {row.after})")
     found += [f"the symptom {_quoted(symptom.title)} of step {symptom.step:,}" for symptom in symptoms if symptom.verdict == "warn"]
-    for rows in (evaluation.get("by") or {}).values():
+    for rows in (evaluation.get("by") or {}).values() if compared else ():
         wrong = [(name, row) for name, row in rows.items() if row["pairs"] >= FEWEST_IN_GROUP and _accuracy_of(row).high < 0.5]
         found += [
             f"the pairs of {_quoted(name)}, of which only {quantity(row['accuracy']['value'], 'share')} are ranked right" for name, row in wrong
