@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from tests.audit import corpus
-from tests.report.made_up import INJECTION, made_up_run
+from tests.report.made_up import INJECTION, made_up_comparison, made_up_run
 
 from likelier.audit.run import audit
 from likelier.data.formats import write_pairs
 from likelier.report import write_report
 from likelier.report.audit_page import write_audit_page
+from likelier.report.comparison_page import write_comparison_page
 from likelier.rundir import RunDir
 
 
@@ -36,6 +37,12 @@ def audit_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write('{"prompt": "' + "x" * 50 + '", "chosen": "", "rejected": "b"}\n')
     write_audit_page(audit([folder / "pairs.jsonl"]), folder / "audit.html")
     return folder / "audit.html"
+
+
+@pytest.fixture(scope="session")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a comparison of three."""
+    return write_comparison_page(made_up_comparison(tmp_path_factory.mktemp("comparison")))
 
 
 @pytest.fixture

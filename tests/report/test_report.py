@@ -1,5 +1,6 @@
 """The report of a made-up run directory: every part is there, nothing comes from outside, and data is text, never markup."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -71,6 +72,15 @@ def test_ids_are_unique_and_references_resolve(page: str) -> None:
     used |= set(re.findall(r"url\(#([^)]+)\)", page))
     assert len(used) > 20
     assert used <= set(ids)
+
+
+def test_headings_skip_no_level_and_tables_name_their_columns(page: str) -> None:
+    tags = Tags(page).tags
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    assert all(attributes.get("scope") in ("row", "col", "rowgroup") for tag, attributes in tags if tag == "th")
+    assert all(attributes.get("aria-label") for tag, attributes in tags if tag == "svg" or ("tabindex" in attributes and tag != "pre"))
 
 
 def test_data_is_text_never_markup(page: str, injection: str) -> None:

@@ -1,4 +1,4 @@
-"""Report and audit in a real browser: they fit a phone and paper, and are readable in light and dark."""
+"""Report, audit and comparison in a real browser: they fit a phone and paper, and are readable in light and dark."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +36,11 @@ def open_at(browser: Any, page: Path, width: int, scheme: str, media: str) -> No
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width, media", [(390, "screen"), (1280, "screen"), (672, "print")])
-@pytest.mark.parametrize("page", ["report", "audit"])
-def test_the_page_fits_and_is_readable(run: RunDir, audit_page: Path, browser: Any, page: str, width: int, media: str, scheme: str) -> None:
-    open_at(browser, run.report if page == "report" else audit_page, width, scheme, media)
+@pytest.mark.parametrize("page", ["report", "audit", "comparison"])
+def test_the_page_fits_and_is_readable(
+    run: RunDir, audit_page: Path, comparison_page: Path, browser: Any, page: str, width: int, media: str, scheme: str
+) -> None:
+    open_at(browser, {"report": run.report, "audit": audit_page, "comparison": comparison_page}[page], width, scheme, media)
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.execute_script("return document.documentElement.clientWidth") in (width, width - 15)  # less a scroll bar
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
