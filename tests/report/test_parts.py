@@ -13,7 +13,7 @@ from likelier.metrics import Interval
 from likelier.report import write_report
 from likelier.report.calibration import meaning
 from likelier.report.diagnosis import view_symptoms
-from likelier.report.filmstrip import MOST_FRAMES, marked, spread, view_filmstrip
+from likelier.report.filmstrip import MOST_FRAMES, draw_filmstrip, marked, spread, view_filmstrip
 from likelier.report.probes import MOST_FLIPS, view_flips
 from likelier.report.samples import LEVELS, MOST_COLOURED, coloured, legend, view_samples
 from likelier.rundir import RunDir, write_json, write_jsonl
@@ -65,7 +65,18 @@ def test_a_strip_has_a_frame_a_step_and_its_first_one_is_untrained(page: str) ->
     assert [frame.same for frame in strips[0].frames] == [False] * 5 + [True, False]
     assert strips[0].shown == ""
     assert Tags(page).count("div", "frame") == 21
+    assert "110 untrained, 19 at step 120" in Tags(page).text["filmstrip"]
+    [blank] = view_filmstrip([made_up_filmstrip(6)[0] | {"reply": " \n", "repetition": 0.0, "apology": False}])
+    assert blank.frames[0].tags == "110 tokens · cut off · blank"
     assert INJECTION in Tags(page).text["filmstrip"]
+
+
+def test_watched_replies_that_stay_the_same_are_no_mountain() -> None:
+    rows = [row | {"length": 64, "repetition": 0.0} for row in made_up_filmstrip(120)]
+    length, repetition = (re.findall(r">([\d.%]+)</text>", drawing.svg) for drawing in draw_filmstrip(rows))
+    assert "0" in length
+    assert "0%" in repetition
+    assert draw_filmstrip(rows[:3]) == []
 
 
 def test_of_a_long_run_the_first_and_last_frames_are_kept() -> None:

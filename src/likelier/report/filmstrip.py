@@ -74,7 +74,7 @@ def _frame(row: Row, before: Row | None) -> Frame:
     html, news = marked(row["reply"], before["reply"] if before else None)
     if before and row["length"] != before["length"]:
         news = f"{news}, {change(row['length'] - before['length'], 'tokens')}"
-    marks = ("apology", row["apology"]), ("refusal", row["refusal"]), ("cut off", not row["ended"])
+    marks = ("apology", row["apology"]), ("refusal", row["refusal"]), ("cut off", not row["ended"]), ("blank", not row["reply"].strip())
     repeated = [f"{quantity(row['repetition'], 'share')} repeated"] if row["repetition"] else []
     tags = [count(row["length"], "token"), *repeated, *(name for name, found in marks if found)]
     title = "Untrained" if row["step"] == 0 else f"Step {row['step']:,}"
@@ -119,9 +119,9 @@ def draw_filmstrip(rows: Sequence[Row]) -> list[Drawing]:
     drawings = []
     for field, title, note, unit in wanted:
         means = [float(np.mean([row[field] for row in rows if row["step"] == step])) for step in steps]
-        last = f"{quantity(means[0], unit)} untrained, {quantity(means[-1], unit)} at the end"
+        last = f"{quantity(means[0], unit)} untrained, {quantity(means[-1], unit)} at step {steps[-1]:,}"
         line = plots.Line(steps, means, plots.ACCENT, True)
-        svg = plots.curves(f"watched-{field}", f"{title} over steps: {last}.", [line], share=unit == "share")
+        svg = plots.curves(f"watched-{field}", f"{title} over steps: {last}.", [line], share=unit == "share", from_zero=True)
         drawings.append(Drawing(title, note, (Key("accent", last),), svg))
     return drawings
 

@@ -83,6 +83,7 @@ def curves(
     best: float | None = None,
     marks: Sequence[Mark] = (),
     share: bool = False,
+    from_zero: bool = False,
 ) -> str:
     """Curves over steps, with a dashed `level` to compare with, a line at the `best` step and numbered `marks` above."""
     with matplotlib.rc_context(STYLE):
@@ -99,6 +100,8 @@ def curves(
             at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "center"}
             axes.annotate(mark.text, (mark.step, 1), xytext=(0, 6), color=mark.color, weight="bold", annotation_clip=False, **at)
         axes.margins(x=0.02, y=0.12)
+        if from_zero:
+            axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0 else 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _name_last_tick(axes, "step")
         if share:
