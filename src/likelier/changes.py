@@ -97,14 +97,14 @@ def held_out_amount(evaluation: Mapping[str, Any]) -> str:
     return count(evaluation["pairs"], "held-out pair")
 
 
-def reason_measures(by_reason: Mapping[str, Any]) -> list[Measure]:
-    """Accuracy by the reason why the rejected reply is worse, lowest first."""
-    rows = sorted(by_reason.items(), key=lambda item: item[1]["accuracy"]["value"])
-    return [_measure(reason, count(row["pairs"], "pair"), Interval.from_dict(row["accuracy"]), "share", point=0.5) for reason, row in rows]
+def measures_by(rows: Mapping[str, Any], *, ordered: bool = False) -> list[Measure]:
+    """Accuracy of each part of the held-out pairs: as they come where they are `ordered` (bins of length), else lowest first."""
+    parts = list(rows.items()) if ordered else sorted(rows.items(), key=lambda item: item[1]["accuracy"]["value"])
+    return [_measure(name, count(row["pairs"], "pair"), Interval.from_dict(row["accuracy"]), "share", point=0.5) for name, row in parts]
 
 
 def _measure(title: str, note: str, interval: Interval, unit: str, *, point: float) -> Measure:
-    strip = _strip_of_share(interval, point) if unit == "share" else strip_around(interval, point)
+    strip = strip_of_share(interval, point) if unit == "share" else strip_around(interval, point)
     return Measure(title, note, quantity(interval.value, unit, interval), ends(interval, unit), strip)
 
 
@@ -177,7 +177,8 @@ def strip_around(interval: Interval, point: float = 0.0) -> Strip | None:
     return Strip(low, value, high, 50.0)
 
 
-def _strip_of_share(interval: Interval, point: float) -> Strip | None:
+def strip_of_share(interval: Interval, point: float = 0.5) -> Strip | None:
+    """The interval of a share on a line from 0 to 100%."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return None
     low, value, high = (round(100 * x, 2) for x in (interval.low, interval.value, interval.high))

@@ -1,6 +1,7 @@
 """Numbers as people read them: a real minus sign, few digits, shares in per cent, "–" for what is not known."""
 
 import math
+from collections.abc import Sequence
 
 from likelier.metrics import Interval
 
@@ -51,6 +52,12 @@ def estimate(interval: Interval, unit: str) -> str:
 def count(number_of: int, singular: str, plural: str | None = None) -> str:
     """1 pair, 2 pairs, 1,200 replies."""
     return f"{number_of:,} {singular if number_of == 1 else plural or singular + 's'}"
+
+
+def listing(items: Sequence[str], most: int | None = None) -> str:
+    """a, b and c; beyond `most` of them: a, b and 2 more."""
+    named = list(items) if most is None or len(items) <= most else [*items[:most], f"{len(items) - most} more"]
+    return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else "".join(named)
 
 
 def duration(seconds: float | None) -> str:

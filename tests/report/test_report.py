@@ -1,19 +1,21 @@
 """The report of a made-up run directory: every part is there, nothing comes from outside, and data is text, never markup."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.report.made_up import made_up_symptoms
+from tests.report.markup import Tags
 
 from likelier import changes
 from likelier.errors import RunError
 from likelier.metrics import Interval
 from likelier.report import plots, write_report
-from likelier.report.view import tiles
-from likelier.rundir import RunDir, write_json
+from likelier.report.summary import tiles
+from likelier.rundir import RunDir, write_json, write_jsonl
 from likelier.wording import change, count, duration, estimate, number, quantity
 
 MakeRun = Callable[..., RunDir]
@@ -24,39 +26,13 @@ def page(run: RunDir) -> str:
     return run.report.read_text(encoding="utf-8")
 
 
-class Tags(HTMLParser):
-    """All tags with their attributes, and the visible text of each element with an id (nested ones included)."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, str] = {}
-        self._open: list[tuple[str, str]] = []
-        self.feed(page)
-        assert [tag for tag, _ in self._open] == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "br"):
-            self._open.append((tag, dict(attrs).get("id") or ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for _, name in self._open:
-            self.text[name] = self.text.get(name, "") + data
-
-
 def test_every_part_is_there_and_the_markup_is_balanced(page: str) -> None:
     parsed = Tags(page)
-    for part in ("summary", "data", "curves", "evaluation", "samples", "provenance"):
+    for part in ("summary", "data", "curves", "filmstrip", "evaluation", "calibration", "samples", "provenance", "reproduce"):
         assert len(parsed.text[part]) > 100, part
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 6 + 4 + 1
-    assert sum(tag == "article" for tag, _ in parsed.tags) == 14
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 7 + 2 + 1 + 4
+    assert parsed.count("article", "film") == 3
+    assert parsed.count("article", "sample") == 14
 
 
 def test_the_numbers_of_the_run_are_on_the_page(run: RunDir, page: str) -> None:
@@ -98,6 +74,15 @@ def test_ids_are_unique_and_references_resolve(page: str) -> None:
     assert used <= set(ids)
 
 
+def test_headings_skip_no_level_and_tables_name_their_columns(page: str) -> None:
+    tags = Tags(page).tags
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    assert all(attributes.get("scope") in ("row", "col", "rowgroup") for tag, attributes in tags if tag == "th")
+    assert all(attributes.get("aria-label") for tag, attributes in tags if tag == "svg" or ("tabindex" in attributes and tag != "pre"))
+
+
 def test_data_is_text_never_markup(page: str, injection: str) -> None:
     assert injection not in page
     assert "&lt;script&gt;alert(" in page
@@ -110,7 +95,9 @@ def test_names_from_the_data_are_escaped_everywhere(make_run: MakeRun, injection
     assert evaluation is not None
     manifest["model"]["name"] = manifest["command"] = manifest["outcome"]["stopped"] = injection
     manifest["data"]["train"] |= {"sources": [injection], "reasons": {injection: 3}, "dropped": [{"id": injection, "reason": injection}]}
-    evaluation["by"] = {"reason": {injection: evaluation["by"]["reason"]["rude"]}}
+    evaluation["by"]["reason"] = {injection: evaluation["by"]["reason"]["rude"]}
+    evaluation["probes"][0]["set"] = evaluation["calibration"]["note"] = injection
+    write_jsonl(run.metrics, [*run.read_metrics(), made_up_symptoms(3)[0] | dict.fromkeys(["name", "title", "evidence", "mend"], injection)])
     evaluation["probes"][0]["title"] = evaluation["probes"][0]["unit"] = injection
     write_json(run.manifest, manifest)
     write_json(run.eval, evaluation)
@@ -237,13 +224,13 @@ def test_the_time_says_what_the_reference_took(run: RunDir, reference: dict[str,
 
 def test_many_samples_are_cut_and_counted(make_run: MakeRun) -> None:
     parsed = Tags(write_report(make_run(steps=3, samples=60)).read_text(encoding="utf-8"))
-    assert sum(tag == "article" for tag, _ in parsed.tags) == 48
+    assert parsed.count("article", "sample") == 48
     assert "12 more are in samples.jsonl" in parsed.text["samples"]
 
 
 def test_a_long_run_makes_no_heavy_page(make_run: MakeRun) -> None:
     page = write_report(make_run(steps=20_000)).read_text(encoding="utf-8")
-    assert len(page) < 600_000
+    assert len(page) < 700_000
 
 
 def test_the_same_run_gives_the_same_page(run: RunDir, page: str) -> None:
@@ -272,6 +259,7 @@ def test_a_drawing_follows_the_page_in_colour() -> None:
     assert {"var(--accent)", "var(--faint)", "var(--rule)"} <= set(re.findall(r"var\(--\w+\)", svg))
     assert ">here</text>" in svg
     assert "<b>" not in svg
+    assert "DejaVu" not in svg
 
 
 def test_numbers_read_well() -> None:

@@ -1,4 +1,4 @@
-"""Report and audit in a real browser: they fit a phone and paper, and are readable in light and dark."""
+"""Report, audit and comparison in a real browser: they fit a phone and paper, and are readable in light and dark."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +36,11 @@ def open_at(browser: Any, page: Path, width: int, scheme: str, media: str) -> No
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width, media", [(390, "screen"), (1280, "screen"), (672, "print")])
-@pytest.mark.parametrize("page", ["report", "audit"])
-def test_the_page_fits_and_is_readable(run: RunDir, audit_page: Path, browser: Any, page: str, width: int, media: str, scheme: str) -> None:
-    open_at(browser, run.report if page == "report" else audit_page, width, scheme, media)
+@pytest.mark.parametrize("page", ["report", "audit", "comparison"])
+def test_the_page_fits_and_is_readable(
+    run: RunDir, audit_page: Path, comparison_page: Path, browser: Any, page: str, width: int, media: str, scheme: str
+) -> None:
+    open_at(browser, {"report": run.report, "audit": audit_page, "comparison": comparison_page}[page], width, scheme, media)
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.execute_script("return document.documentElement.clientWidth") in (width, width - 15)  # less a scroll bar
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -49,12 +51,37 @@ def test_the_page_fits_and_is_readable(run: RunDir, audit_page: Path, browser: A
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.browser
+def test_a_filmstrip_scrolls_by_itself_and_is_a_list_on_paper(run: RunDir, browser: Any) -> None:
+    open_at(browser, run.report, 390, "light", "screen")
+    assert browser.execute_script(FRAMES) == [True, True, 7]
+    browser.execute_script("const strip = document.querySelector('.frames'); strip.focus(); strip.scrollLeft = 300")
+    assert browser.execute_script("return document.activeElement.className + (document.querySelector('.frames').scrollLeft > 0)") == "framestrue"
+    open_at(browser, run.report, 672, "light", "print")
+    assert browser.execute_script(FRAMES) == [False, False, 6]  # the frame in which nothing changed is left out
+
+
+@pytest.mark.browser
+def test_on_paper_details_are_open(run: RunDir, browser: Any) -> None:
+    height = "return document.querySelector('.sample details:not([open])').getBoundingClientRect().height"
+    heights = []
+    for media in ("screen", "print"):
+        open_at(browser, run.report, 672, "light", media)
+        heights.append(browser.execute_script(height))
+    assert heights[1] > heights[0] + 10
+
+
+FRAMES = """
+const frames = [...document.querySelector('.frames').children].map(each => each.getBoundingClientRect()).filter(box => box.width);
+return [frames[1].left > frames[0].right, frames[0].top == frames[1].top, frames.length];
+"""
+
 GROUND = {"screen": "rgb(251, 250, 247)", "print": "rgb(255, 255, 255)"}
 
 OVERFLOWING = """
 return [...document.querySelectorAll('body *')].filter(each => {
   const box = each.getBoundingClientRect();
-  return box.width && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
+  return box.width && !each.parentElement.closest('.frames') && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
 }).map(each => each.outerHTML.slice(0, 200));
 """
 

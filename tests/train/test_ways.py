@@ -22,7 +22,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import load_trained
 from likelier.recipe import Recipe, parse_recipe
-from likelier.report.view import subtitle
+from likelier.report.summary import subtitle
 from likelier.rundir import RunDir
 from likelier.train.session import train_recipe
 from likelier.verify import verify

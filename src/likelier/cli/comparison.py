@@ -48,6 +48,7 @@ def compare(
     from likelier.compare.terminal import show_comparison
     from likelier.errors import RequestError
     from likelier.judge import EndpointSettings
+    from likelier.report.comparison_page import write_comparison_page
 
     if len(contestants_and_prompts) < 3:
         raise RequestError("a comparison is of two contestants or more, and then the prompts: likelier compare A B PROMPTS --judge J.")
@@ -65,4 +66,4 @@ def compare(
             say=show.say,
         )
     show_comparison(result)
-    print(f"{out / 'compare.json'}, and beside it every reply and verdict")
+    print(f"{write_comparison_page(out)}, and beside it the numbers and every reply and verdict")

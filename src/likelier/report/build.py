@@ -8,12 +8,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from likelier.changes import has_reference, held_out_measures, list_changes, probe_row, reason_measures
+from likelier.changes import Measure, has_reference, held_out_measures, list_changes, measures_by
 from likelier.recipe import Recipe, load_recipe
-from likelier.report import plots, view
-from likelier.report.curves import Drawing, Key, draw_curves
-from likelier.rundir import RunDir, write_atomic
-from likelier.wording import count, quantity
+from likelier.report import data_sides, filmstrip, plots, samples, summary
+from likelier.report.calibration import view_calibration
+from likelier.report.curves import draw_curves
+from likelier.report.diagnosis import view_symptoms
+from likelier.report.in_sweep import place_in_sweep
+from likelier.report.probes import view_flips, view_probes
+from likelier.report.provenance import provenance, reproduce
+from likelier.report.verdict import reach_verdict
+from likelier.rundir import RunDir, read_jsonl, write_atomic
+
+PARTS = (
+    ("reason", "by the reason why the rejected reply is worse, hardest first"),
+    ("group", "by group, hardest first"),
+    ("length", "by which reply is longer"),
+)
+"""The cuts of the held-out pairs in eval.json."""
 
 
 def write_report(run: RunDir) -> Path:
@@ -47,58 +59,67 @@ def _with_code(text: str) -> Markup:
 
 def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """Everything the template shows."""
-    manifest, evaluation, samples = run.read_manifest(), run.read_eval(), run.read_samples()
+    manifest, evaluation, replies = run.read_manifest(), run.read_eval(), run.read_samples()
     train, held_out = run.read_metrics("train"), run.read_metrics("eval")
+    watched = run.read_filmstrip()
+    symptoms = view_symptoms(run.read_metrics("symptom"))
     compared = has_reference(manifest.get("reference"))
     changed, unchanged = list_changes(evaluation, has_reference=compared) if evaluation else ([], [])
+    best = (manifest.get("outcome") or {}).get("best_step")
     return {
         "name": run.path.resolve().name,
-        "subtitle": view.subtitle(recipe, manifest),
+        "subtitle": summary.subtitle(recipe, manifest),
         "created": str(manifest.get("created", ""))[:16].replace("T", " "),
-        "headline": view.headline(manifest, evaluation, held_out, len(changed), len(unchanged)),
-        "tiles": view.tiles(manifest, evaluation),
-        "cautions": view.cautions(manifest),
+        "verdict": reach_verdict(manifest, evaluation, held_out, symptoms),
+        "run_line": summary.run_line(manifest, len(changed), len(unchanged)),
+        "tiles": summary.tiles(manifest, evaluation),
+        "cautions": summary.cautions(manifest),
         "changed": changed,
-        "changed_empty": view.no_findings(changed, evaluation, "changed"),
+        "changed_empty": summary.no_findings(changed, evaluation, "changed"),
         "unchanged": unchanged,
-        "unchanged_empty": view.no_findings(unchanged, evaluation, "stayed the same"),
-        "evaluation": evaluation,
-        "measures": held_out_measures(evaluation) if evaluation else [],
-        "reasons": reason_measures((evaluation.get("by") or {}).get("reason") or {}) if evaluation else [],
-        "calibration": _calibration(evaluation.get("calibration")) if evaluation else None,
-        "probes": [probe_row(probe) for probe in evaluation.get("probes") or []] if evaluation else [],
+        "unchanged_empty": summary.no_findings(unchanged, evaluation, "stayed the same"),
+        "symptoms": symptoms,
         "curves": draw_curves(
-            train, held_out, expected_loss=_expected_loss(recipe, manifest), best_step=_best_step(manifest), alone=view.judged_alone(manifest)
+            train,
+            held_out,
+            expected_loss=_expected_loss(recipe, manifest),
+            best_step=best,
+            alone=summary.judged_alone(manifest),
+            symptoms=symptoms,
         ),
         "held_out_curves": bool(held_out),
         "smoothed": len(train) >= plots.RUNNING_MEAN_FROM,
-        "best_step": _best_step(manifest),
-        "data": [view.data_view(side, manifest["data"][side]) for side in ("train", "eval") if manifest["data"].get(side)],
-        "audit": view.audit_findings(manifest),
-        "samples": [view.sample_view(row) for row in samples[: view.MOST_SAMPLES]],
-        "samples_more": max(0, len(samples) - view.MOST_SAMPLES),
-        "provenance": view.provenance(manifest),
+        "best_step": best,
+        "strips": filmstrip.view_filmstrip(watched),
+        "watched": filmstrip.draw_filmstrip(watched),
+        "evaluation": evaluation,
+        "measures": held_out_measures(evaluation) if evaluation else [],
+        "parts": _parts(evaluation or {}),
+        "calibration": view_calibration((evaluation or {}).get("calibration")),
+        "probe_sets": view_probes(evaluation or {}),
+        "flips": view_flips(list(read_jsonl(run.probes)), evaluation or {}),
+        "samples": samples.view_samples(replies),
+        "samples_more": max(0, len(replies) - samples.MOST_SAMPLES),
+        "coloured": any(row.get("tokens") for row in replies),
+        "legend": samples.legend(),
+        "data": [data_sides.data_view(side, manifest["data"][side]) for side in ("train", "eval") if manifest["data"].get(side)],
+        "audit": data_sides.audit_findings(manifest),
+        "place": place_in_sweep(run.path),
+        "provenance": provenance(manifest),
+        "reproduce": reproduce(recipe, manifest),
         "recipe_yaml": run.recipe.read_text(encoding="utf-8"),
     }
 
 
-def _expected_loss(recipe: Recipe, manifest: view.Manifest) -> float | None:
+def _parts(evaluation: dict[str, Any]) -> list[tuple[str, list[Measure]]]:
+    """Accuracy by the cuts that have rows."""
+    by = evaluation["by"]
+    return [(title, measures_by(by[name], ordered=name == "length")) for name, title in PARTS if by.get(name)]
+
+
+def _expected_loss(recipe: Recipe, manifest: summary.Manifest) -> float | None:
     """Loss of a policy that equals its reference: as the run worked it out, or log 2 for DPO."""
     expected = (manifest.get("outcome") or {}).get("first_loss_expected")
     if expected is not None:
         return float(expected)
     return math.log(2) if recipe.objective.name == "dpo" else None
-
-
-def _best_step(manifest: view.Manifest) -> int | None:
-    return (manifest.get("outcome") or {}).get("best_step")
-
-
-def _calibration(calibration: dict[str, Any] | None) -> Drawing | None:
-    if not calibration or not calibration["bins"]:
-        return None
-    columns = [[row[name] for row in calibration["bins"]] for name in ("confidence", "accuracy", "count")]
-    error = quantity(calibration["ece"], "share")
-    svg = plots.reliability("calibration", f"Reliability diagram; expected calibration error {error}", *columns)
-    note = f"How often the ranking is right against σ(|margin|), how sure it is; {count(sum(columns[2]), 'pair')} in {count(len(columns[0]), 'bin')}."
-    return Drawing("Calibration", note, (Key("accent", f"expected calibration error {error}"),), svg)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from likelier.report import plots
+from likelier.report.diagnosis import Symptom
 from likelier.wording import number, quantity
 
 Row = Mapping[str, Any]
@@ -55,6 +56,13 @@ PANELS = (
         (("chosen_logp", "chosen", plots.CHOSEN, "chosen"), ("rejected_logp", "rejected", plots.REJECTED, "rejected")),
     ),
     Panel("norm", "Gradient norm", "Before clipping.", (("grad_norm", "", plots.ACCENT, "accent"),)),
+    Panel(
+        "kl",
+        "KL from the reference",
+        "KL(π_ref ‖ π) of a reply to the watched prompts: a rough estimate, in the other direction than the evaluation’s.",
+        (("kl", "", plots.ACCENT, "accent"),),
+        "nats",
+    ),
 )
 
 
@@ -69,16 +77,34 @@ SIDES_ALONE = {"chosen": "good", "rejected": "bad"}
 
 
 def draw_curves(
-    train: Sequence[Row], held_out: Sequence[Row], *, expected_loss: float | None, best_step: int | None, alone: bool = False
+    train: Sequence[Row],
+    held_out: Sequence[Row],
+    *,
+    expected_loss: float | None,
+    best_step: int | None,
+    alone: bool = False,
+    symptoms: Sequence[Symptom] = (),
 ) -> list[Drawing]:
-    """One drawing for each panel that has numbers. `expected_loss` is that of a policy equal to its reference: log 2 for DPO. `alone` says that
-    replies were judged one by one."""
+    """One drawing for each panel that has numbers, with the number of each symptom over its step. `expected_loss` is that of a policy equal to its
+    reference: log 2 for DPO. `alone` says that replies were judged one by one."""
     levels = {"accuracy": (0.5, "chance"), "margin": (0.0, ""), "rewards": (0.0, "")}
     if expected_loss is not None:
         is_log_2 = math.isclose(expected_loss, math.log(2), abs_tol=1e-4)
         levels["loss"] = (expected_loss, "log 2" if is_log_2 else f"untrained: {number(expected_loss)}")
     panels = [_of_replies(panel) for panel in PANELS] if alone else PANELS
-    return [drawing for panel in panels if (drawing := _draw(panel, train, held_out, levels.get(panel.name, (None, "")), best_step))]
+    marks = _marks(symptoms)
+    return [drawing for panel in panels if (drawing := _draw(panel, train, held_out, levels.get(panel.name, (None, "")), best_step, marks))]
+
+
+def _marks(symptoms: Sequence[Symptom]) -> list[plots.Mark]:
+    """One a step, with the numbers of all that were seen there."""
+    by_step: dict[int, list[Symptom]] = {}
+    for symptom in symptoms:
+        by_step.setdefault(symptom.step, []).append(symptom)
+    return [
+        plots.Mark(step, ", ".join(str(s.number) for s in seen), plots.BAD if any(s.verdict == "warn" for s in seen) else plots.FAINT)
+        for step, seen in by_step.items()
+    ]
 
 
 def _of_replies(panel: Panel) -> Panel:
@@ -86,7 +112,9 @@ def _of_replies(panel: Panel) -> Panel:
     return replace(panel, note=OF_REPLIES.get(panel.name, panel.note), sides=sides)
 
 
-def _draw(panel: Panel, train: Sequence[Row], held_out: Sequence[Row], level: tuple[float | None, str], best_step: int | None) -> Drawing | None:
+def _draw(
+    panel: Panel, train: Sequence[Row], held_out: Sequence[Row], level: tuple[float | None, str], best_step: int | None, marks: Sequence[plots.Mark]
+) -> Drawing | None:
     lines, keys = [], []
     for field, name, color, css in panel.sides:
         last = []
@@ -102,5 +130,6 @@ def _draw(panel: Panel, train: Sequence[Row], held_out: Sequence[Row], level: tu
         return None
     label = f"{panel.title} over steps. Last values: {'; '.join(key.text for key in keys)}."
     value, text = level
-    svg = plots.curves(panel.name, label, lines, level=value, level_label=text, best=best_step if held_out else None, share=panel.unit == "share")
+    best, share = best_step if held_out else None, panel.unit == "share"
+    svg = plots.curves(panel.name, label, lines, level=value, level_label=text, best=best, marks=marks, share=share)
     return Drawing(panel.title, panel.note, tuple(keys), svg)

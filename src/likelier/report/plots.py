@@ -24,7 +24,17 @@ RUNNING_MEAN_FROM = 40  # steps; below that every step is drawn as it is
 
 INK, FAINT, RULE = "#010101", "#020202", "#030303"
 ACCENT, CHOSEN, REJECTED = "#040404", "#050505", "#060606"
-VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule", ACCENT: "--accent", CHOSEN: "--chosen", REJECTED: "--rejected"}
+BAD, PAPER = "#070707", "#080808"
+VARIABLES = {
+    INK: "--ink",
+    FAINT: "--faint",
+    RULE: "--rule",
+    ACCENT: "--accent",
+    CHOSEN: "--chosen",
+    REJECTED: "--rejected",
+    BAD: "--bad",
+    PAPER: "--paper",
+}
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -54,10 +64,28 @@ class Line:
     held_out: bool
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A numbered place over the steps, and its colour."""
+
+    step: float
+    text: str
+    color: str
+
+
 def curves(
-    name: str, label: str, lines: Sequence[Line], *, level: float | None = None, level_label: str = "", best: float | None = None, share: bool = False
+    name: str,
+    label: str,
+    lines: Sequence[Line],
+    *,
+    level: float | None = None,
+    level_label: str = "",
+    best: float | None = None,
+    marks: Sequence[Mark] = (),
+    share: bool = False,
+    from_zero: bool = False,
 ) -> str:
-    """Curves over steps, with a dashed `level` to compare with and a mark at the `best` step."""
+    """Curves over steps, with a dashed `level` to compare with, a line at the `best` step and numbered `marks` above."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel()
         for line in lines:
@@ -67,7 +95,13 @@ def curves(
         if level is not None:
             axes.axhline(level, color=FAINT, linewidth=1, dashes=(4, 3), zorder=1)
             axes.annotate(level_label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right")
+        for mark in marks:
+            axes.axvline(mark.step, color=mark.color, linewidth=1, alpha=0.5, zorder=1)
+            at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "center"}
+            axes.annotate(mark.text, (mark.step, 1), xytext=(0, 6), color=mark.color, weight="bold", annotation_clip=False, **at)
         axes.margins(x=0.02, y=0.12)
+        if from_zero:
+            axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0 else 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _name_last_tick(axes, "step")
         if share:
@@ -122,15 +156,30 @@ def histogram(name: str, label: str, edges: Sequence[float], sides: Sequence[tup
         return _svg(figure, name, label)
 
 
-def reliability(name: str, label: str, confidences: Sequence[float], accuracies: Sequence[float], counts: Sequence[int]) -> str:
-    """Reliability diagram: share right against confidence; on the dashed line the two are equal. A dot's area grows with its pairs."""
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of a reliability diagram, by rising confidence."""
+
+    confidences: Sequence[float]
+    accuracies: Sequence[float]
+    counts: Sequence[int]
+
+
+def reliability(name: str, label: str, *series: Reliability) -> str:
+    """Reliability diagram: share right against confidence; on the dashed line the two are equal. A dot's area grows with its pairs.
+
+    The last of the `series` is drawn full, those before it hollow.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel()
         axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1, dashes=(4, 3))
-        axes.plot(confidences, accuracies, color=ACCENT, linewidth=1.2, alpha=0.5)
-        axes.scatter(confidences, accuracies, s=60 * np.asarray(counts) / max(counts) + 6, color=ACCENT, linewidths=0, zorder=3, clip_on=False)
+        for bins in series:
+            color, fill = (ACCENT, ACCENT) if bins is series[-1] else (REJECTED, PAPER)
+            areas = 60 * np.asarray(bins.counts) / max(bins.counts) + 6
+            axes.plot(bins.confidences, bins.accuracies, color=color, linewidth=1.2, alpha=0.5)
+            axes.scatter(bins.confidences, bins.accuracies, s=areas, color=fill, edgecolors=color, linewidths=1.2, zorder=3, clip_on=False)
         axes.set_xlim(0.49, 1.04)
-        axes.set_ylim(min(0.4, *accuracies) - 0.02, 1.03)
+        axes.set_ylim(min(0.4, *(share for bins in series for share in bins.accuracies)) - 0.02, 1.03)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MultipleLocator(0.1))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
@@ -162,7 +211,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<svg[^>]*>", f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">', text, count=1)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = text.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    text = re.sub(r"font: [^;\"]*;?", "", text)
+    text = re.sub(r"font(-family)?: [^;\"]*;?", "", text)
     for placeholder, variable in VARIABLES.items():
         text = text.replace(placeholder, f"var({variable})")
     return text
