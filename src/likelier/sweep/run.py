@@ -20,6 +20,7 @@ from likelier.models import pick_device, pick_precision
 from likelier.objectives import make_objective
 from likelier.pipeline import train_and_report
 from likelier.recipe import Recipe, load_recipe, parse_recipe
+from likelier.report import write_report
 from likelier.report.sweep_page import write_sweep_page
 from likelier.rundir import SWEEP, RunDir, read_json, write_json
 from likelier.sweep.choice import Result, choose
@@ -95,6 +96,8 @@ def sweep_recipe(
             if why := states[trial.name]["why"]:
                 show.say(f"{trial.name}: {why}")
         content = sweep.write(states)
+        for trial in (trial for trial in ordered if states[trial.name]["state"] == "done"):
+            write_report(RunDir(trial.folder))  # again, as it shows the run's place among the others
     if not any(row["state"] == "done" for row in content["runs"]):
         raise Refused("no run of this sweep ended: " + " ".join(f"{row['name']}: {row['why']}" for row in content["runs"]))
     return content
