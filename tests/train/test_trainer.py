@@ -339,6 +339,17 @@ def test_a_run_that_goes_on_from_a_state_ends_with_the_same_bits(name, breaks_at
     assert again.evaluate(held_out) == whole.evaluate(held_out)
 
 
+def test_what_the_curves_say_stands_in_the_history_once():
+    """docs/diagnosis.md; a rate that moves nothing is seen at the eighth of ten steps."""
+    options = {"epochs": 5, "pairs_per_step": 8, "learning_rate": 1e-12}
+    trainer = Trainer(made(), None, pairs(16), **options)
+    rows = [trainer.train_step() for _ in range(9)]
+    assert [(row["kind"], row["step"]) for row in rows] == [("train", step) for step in range(1, 10)]
+    again = Trainer(made(), None, pairs(16), **options)
+    again.load_state_dict(trainer.state_dict())
+    assert [(row["name"], row["step"]) for row in again.train() if row["kind"] == "symptom"] == [("not-moving", 8)]
+
+
 def test_a_state_of_something_else_is_refused():
     state = Trainer(made(), None, pairs(8)).state_dict()
     for what, other in {
