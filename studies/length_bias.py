@@ -14,6 +14,7 @@ from likelier.audit.findings import Verdict
 from likelier.audit.run import audit
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all, write_pairs
+from likelier.data.split import prompt_key
 from likelier.generation.sample import generate
 from likelier.model_files import EMBEDDED
 from likelier.models import load_model
@@ -37,7 +38,7 @@ def own_pairs(study: Study) -> list[Pair]:
     """The model's longest reply against its shortest."""
     loaded = load_model(ModelSettings(name=EMBEDDED), dtype=torch.bfloat16)
     encoder = Encoder(loaded.tokenizer, max_length=1024)
-    records = list({record.prompt: record for record in read_all(["embedded:support"])}.values())[:PROMPTS]
+    records = list({prompt_key(record.prompt): record for record in read_all(["embedded:support"])}.values())[:PROMPTS]
     study.say(f"writing {len(records) * REPLIES} replies")
     replies = generate(
         loaded.model,
