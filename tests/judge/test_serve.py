@@ -71,6 +71,7 @@ def test_the_embedded_model_judges_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.setattr("likelier.judge.asking.FAILED_SHARE", 1.0)
     monkeypatch.setattr("likelier.compare.run.cache_dir", lambda: tmp_path)
     (tmp_path / "system.txt").write_text("{system}\nAnswer in one sentence. Do not apologise.")
+    (tmp_path / "rubric.txt").write_text("You compare two replies.")  # a longer one makes it talk about everything else
     folder = str(tokenizer_folder("embedded"))
     contestants = ["embedded", f"embedded+system={tmp_path / 'system.txt'}"]
     with served(folder, tmp_path / "server.log") as url:
@@ -79,15 +80,15 @@ def test_the_embedded_model_judges_the_embedded_model(tmp_path, monkeypatch):
             "out": tmp_path / "out",
             "limit": 3,
             "sampling": Sampling(max_new_tokens=48),
-            "endpoint": EndpointSettings(base_url=url, answer_tokens=96, concurrency=1, timeout=300),
+            "endpoint": EndpointSettings(base_url=url, rubric=tmp_path / "rubric.txt", answer_tokens=128, concurrency=1, timeout=300),
             "prices": (0.1, 0.4),
         }
         first = compare_models(contestants, "embedded:support", **options)
         again = compare_models(contestants, "embedded:support", **options)
     cost = first["cost"]
     assert cost["asked"] == 6
-    assert cost["tokens_in"] > 6 * 300
-    assert 6 < cost["tokens_out"] <= 6 * 96
+    assert cost["tokens_in"] > 6 * 150
+    assert 6 < cost["tokens_out"] <= 6 * 128
     assert cost["total"] == pytest.approx((0.1 * cost["tokens_in"] + 0.4 * cost["tokens_out"]) / 1e6)
     assert again["cost"]["asked"] == cost["failed"]
     assert again["cost"]["cached"] == 6 - cost["failed"]
