@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -68,7 +69,8 @@ class Study:
         if self.page is None:
             return ""
         path = self.page.with_name(f"{self.page.stem}-{name.replace(' ', '-')}.svg")
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
         return f"![{name}]({path.name})"
 

@@ -25,7 +25,7 @@ from likelier.rundir import RunDir, read_json, write_json
 from likelier.train.session import train_recipe
 from likelier.verify import verify
 from tests.conftest import CHATML, built_model, built_tokenizer
-from tests.report.conftest import made_up_evaluation
+from tests.report.made_up import made_up_evaluation
 from tests.train.conftest import changed, model_folder, recipe  # noqa: F401  (fixtures)
 
 IDS = torch.arange(3, 60)[None]

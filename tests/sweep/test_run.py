@@ -100,11 +100,11 @@ def test_a_sweep_killed_in_the_middle_ends_as_if_it_had_not_been(short, tmp_path
     assert RunDir(ours / "beta=0.1").report.is_file()
     assert not second.model.exists()
     assert [row["state"] for row in read(ours)["runs"]] == ["done", "waiting"]
-    first = (ours / "beta=0.1" / "report.html").stat().st_mtime_ns
+    first = (ours / "beta=0.1" / "eval.json").stat().st_mtime_ns
     assert ended(start(ours)) == 0, Path(f"{ours}.log").read_text()
     assert f"{ours}/sweep.html" in Path(f"{ours}.log").read_text()
     assert ended(start(whole)) == 0
-    assert (ours / "beta=0.1" / "report.html").stat().st_mtime_ns == first
+    assert (ours / "beta=0.1" / "eval.json").stat().st_mtime_ns == first
     mine, theirs = tensors(ours), tensors(whole)
     assert mine.keys() == theirs.keys()
     assert len({name.split("/")[0] for name in mine}) == 2

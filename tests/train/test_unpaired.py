@@ -108,7 +108,7 @@ def test_held_out_replies_of_one_kind(judged, label):
     from likelier.report import write_report
 
     page = write_report(run).read_text()
-    assert "Of 6 held-out replies" in page
+    assert "of 6 held-out replies" in page
     assert "lengths were not recorded" not in page
 
 

@@ -101,13 +101,20 @@ def _share(measured: Row | None) -> Cell:
 
 
 def _contestant(row: Row) -> dict[str, Any]:
-    length, strength = Interval.from_dict(row["length"]), Interval.from_dict(row["strength"])
+    length = Interval.from_dict(row["length"])
     return {
         "name": row["name"],
         "spec": row["spec"],
         "length": Cell(quantity(length.value, row.get("length_unit", ""), length), ends(length, ""), None),
-        "strength": Cell(number(strength.value, strength), ends(strength, ""), strip_around(strength)),
+        "strength": _strength(row["strength"]),
     }
+
+
+def _strength(measured: Row | None) -> Cell:
+    if not measured:
+        return Cell(UNKNOWN, "", None)
+    strength = Interval.from_dict(measured)
+    return Cell(number(strength.value, strength), ends(strength, ""), strip_around(strength))
 
 
 def _notes(comparison: Row) -> list[str]:

@@ -87,17 +87,20 @@ def sweep_recipe(
         sweep = Sweep(folder, recipe, {setting: _distinct([trial.settings[setting] for trial in trials]) for setting in grid or {}}, trials)
         states = {trial.name: _state(trial, before.get(trial.name, {}), keep_all=keep_all) for trial in ordered}
         said: set[str] = set()
+        went_on = False
         for number, trial in enumerate(ordered, 1):
             if states[trial.name]["state"] in ("done", "stopped"):
                 continue
+            went_on = True
             sweep.write(states)
             show.say(f"Run {number} of {len(ordered)}: {trial.name}")
             states[trial.name] = _carry_out(trial, [] if keep_all else rivals(trial, ordered), show, said)
             if why := states[trial.name]["why"]:
                 show.say(f"{trial.name}: {why}")
         content = sweep.write(states)
-        for trial in (trial for trial in ordered if states[trial.name]["state"] == "done"):
-            write_report(RunDir(trial.folder))  # again, as it shows the run's place among the others
+        for trial in ordered if went_on else ():
+            if states[trial.name]["state"] == "done":
+                write_report(RunDir(trial.folder))  # again, as it shows the run's place among the others
     if not any(row["state"] == "done" for row in content["runs"]):
         raise Refused("no run of this sweep ended: " + " ".join(f"{row['name']}: {row['why']}" for row in content["runs"]))
     return content
