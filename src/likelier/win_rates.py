@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from likelier.metrics import Interval, bootstrap, wilson
+from likelier.metrics import Interval, bootstrap_share
 
 RESAMPLES = 1000
 
@@ -29,16 +29,13 @@ LEVEL = 0.95
 
 
 def win_rate(outcomes: ArrayLike) -> Interval:
-    """Mean of `outcomes` (P,), a tie counting half, with its interval. Wilson's interval where all outcomes are the same: a bootstrap of equal
-    values has no width, and twenty wins in a row are no proof of a hundred.
+    """Mean of `outcomes` (P,), a tie counting half, with its interval.
 
     >>> win_rate([1, 1, 0.5, 0]).value
     0.625
     """
     outcomes_P = _known(outcomes)
-    if len(outcomes_P) > 1 and (outcomes_P == outcomes_P[0]).all():
-        return wilson(float(outcomes_P.sum()), len(outcomes_P), level=LEVEL)
-    return bootstrap(outcomes_P, range(len(outcomes_P)), level=LEVEL)
+    return bootstrap_share(outcomes_P, range(len(outcomes_P)), level=LEVEL)
 
 
 def length_controlled(outcomes: ArrayLike, lengths: ArrayLike, other_lengths: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

@@ -16,6 +16,7 @@ from likelier.metrics import (
     accuracy,
     bootstrap,
     bootstrap_difference,
+    bootstrap_share,
     correct,
     intervals,
     length_summary,
@@ -162,3 +163,12 @@ def test_wilson_against_scipy():
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     with pytest.raises(ValueError, match="no share"):
         wilson(3, 2)
+
+
+def test_a_share_on_which_all_rows_agree_is_not_certain():
+    """Twelve pairs of four prompts are four rows at most."""
+    assert bootstrap_share([1.0] * 12, [0, 1, 2, 3] * 3) == wilson(4, 4)
+    assert bootstrap_share([0.0] * 5, "abcde") == wilson(0, 5)
+    assert bootstrap_share([0.5] * 6, range(6)) == wilson(3, 6)
+    assert bootstrap_share([1, 0, 1], "abc") == bootstrap([1, 0, 1], "abc")
+    assert bootstrap_share([1, 1], "aa").low == -math.inf, "one prompt says nothing about others"

@@ -13,7 +13,7 @@ from likelier.data.load import Side
 from likelier.examples import Example, Ids, LabelledExample, PreferenceExample, all_pairs
 from likelier.logprobs.examples import LogpsOf, responses, sequences_of
 from likelier.logprobs.tree import PromptResponse
-from likelier.metrics import bootstrap, calibration, correct, tempered
+from likelier.metrics import bootstrap, bootstrap_share, calibration, correct, tempered
 from likelier.objectives import Logps, Objective
 
 
@@ -28,14 +28,15 @@ def measure_held_out(held_out: Side, objective: Objective, *, policy: LogpsOf, r
     chosen_B, rejected_B = (reward_B.double().numpy() for reward_B in objective.rewards(logps))
     margin_B = chosen_B - rejected_B
     clusters = numbered([example.prompt_ids for example in examples])
-    measured = {"accuracy": correct(margin_B), "margin": margin_B, "chosen_reward": chosen_B, "rejected_reward": rejected_B}
+    accuracy = bootstrap_share(correct(margin_B), clusters)
+    measured = {"margin": margin_B, "chosen_reward": chosen_B, "rejected_reward": rejected_B}
     if reference is not None:
         for side, sums in (("chosen", logps.chosen), ("rejected", logps.rejected)):
             measured[f"{side}_logp_change"] = sums.log_ratio_B.double().numpy()
     return {
         "dataset": held_out.id,
         "pairs": len(examples),
-        "held_out": {name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()},
+        "held_out": {"accuracy": accuracy.as_dict(), **{name: bootstrap(values_B, clusters).as_dict() for name, values_B in measured.items()}},
         "by": _by(held_out, margin_B, clusters),
         "calibration": _calibration(margin_B, clusters),
         "margins": {"value": margin_B.tolist(), "prompt": list(clusters)},  # pair by pair, so that two runs can be compared on the same ones
@@ -51,7 +52,7 @@ def measure_replies(held_out: Side, objective: Objective, *, policy: LogpsOf, re
     logps = Logps(responses(sides[True], policy, reference), responses(sides[False], policy, reference))
     good_B, bad_B = (objective.rewards(Logps(side, side))[0].double().numpy() for side in (logps.chosen, logps.rejected))
     both = numbered([sequence.prompt_ids for label in (True, False) for sequence in sides[label]])
-    measured = {"accuracy": bootstrap(correct(np.concatenate([good_B, -bad_B])), both).as_dict()}
+    measured = {"accuracy": bootstrap_share(correct(np.concatenate([good_B, -bad_B])), both).as_dict()}
     for side, responses_B, reward_B, label in (("chosen", logps.chosen, good_B, True), ("rejected", logps.rejected, bad_B, False)):
         if len(reward_B):
             measured[f"{side}_reward"] = bootstrap(reward_B, clusters[label]).as_dict()
@@ -93,7 +94,8 @@ def _by(held_out: Side, margin_B: np.ndarray, clusters: Sequence[int]) -> dict[s
 
 
 def _part(margin_B: np.ndarray, clusters: Sequence[int]) -> dict[str, Any]:
-    return {"pairs": len(margin_B), "accuracy": bootstrap(correct(margin_B), clusters).as_dict(), "margin": bootstrap(margin_B, clusters).as_dict()}
+    accuracy, margin = bootstrap_share(correct(margin_B), clusters), bootstrap(margin_B, clusters)
+    return {"pairs": len(margin_B), "accuracy": accuracy.as_dict(), "margin": margin.as_dict()}
 
 
 def _rows_of(names: Sequence[str | None], order: Sequence[str] = ()) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from likelier.evaluate.answers import Answers
 from likelier.evaluate.exam import Exam
 from likelier.generation.sample import Reply
-from likelier.metrics import Statistic, bootstrap, bootstrap_difference
+from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share
 from likelier.probes import Asked, Item
 from likelier.probes.measures import MEASURES, Measure, is_answer, own_number
 from likelier.records import Messages
@@ -36,12 +36,16 @@ class Measured:
         old, new = ([number for _, number in side] for side in (self.before, self.after))
         each = range(len(old))
         intervals = {
-            "before": bootstrap(old, each, statistic=self.statistic),
-            "after": bootstrap(new, each, statistic=self.statistic),
+            "before": self._interval(old),
+            "after": self._interval(new),
             "difference": bootstrap_difference(old, new, each, statistic=self.statistic),
         }
         about = {"name": self.name, "set": self.set, "title": self.title, "unit": self.unit, "better": self.better, "items": len(old)}
         return {**about, **{side: interval.as_dict() for side, interval in intervals.items()}}
+
+    def _interval(self, numbers: Sequence[float]) -> Interval:
+        each = range(len(numbers))
+        return bootstrap_share(numbers, each) if self.unit == "share" else bootstrap(numbers, each, statistic=self.statistic)
 
     def rows(self) -> list[dict[str, Any]]:
         """Its rows in probes.jsonl. Whether a reply is a hit is null where the probe takes a number of each."""

@@ -109,6 +109,20 @@ def bootstrap(
     return _percentile_interval(_estimate(values_N, statistic), estimates_R, level)
 
 
+def bootstrap_share(hits: ArrayLike, clusters: Sequence[str] | Sequence[int], *, seed: int = 0, level: float = 0.95) -> Interval:
+    """`bootstrap` of a share: rows (N,) from 0 to 1. Where all rows agree, Wilson's interval for as many rows as there are clusters: equal values
+    have no spread to resample, and twenty rights in a row are no proof of a hundred.
+
+    >>> bootstrap_share([1, 1, 0, 1], "aabc").value, round(bootstrap_share([1, 1, 1, 1], "abcd").low, 2)
+    (0.75, 0.51)
+    """
+    hits_N = finite(hits)
+    prompts = len(set(clusters))
+    if prompts > 1 and (hits_N == hits_N[0]).all():
+        return wilson(float(hits_N[0]) * prompts, prompts, level=level)
+    return bootstrap(hits_N, clusters, seed=seed, level=level)
+
+
 def bootstrap_difference(
     before: ArrayLike,
     after: ArrayLike,
