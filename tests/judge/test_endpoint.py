@@ -172,6 +172,34 @@ def test_a_wrong_key_is_said_at_once_and_never_shown(matches, store, monkeypatch
     assert "secret" not in "".join(sqlite3.connect(store.path).iterdump())
 
 
+@pytest.mark.parametrize("before", [60, 75, 78, 280, 295])
+def test_no_part_of_the_key_stays_where_a_text_is_cut(matches, store, monkeypatch, before):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = "x" * before + " sk-very-secret " + "y" * 300
+    with Faulty([said(text), status(500, text)]) as server:
+        verdicts, _ = judge_matches(opened(server, concurrency=1, retries=0), matches, store)
+    assert "xxx" in verdicts[0].fault
+    assert "sk-" not in repr(verdicts)
+
+
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        ("http://127.0.0.1:abc/v1", "http://127.0.0.1:abc/v1"),
+        ("http://user:secret@127.0.0.1:abc/v1?key=secret", "http://127.0.0.1:abc/v1"),
+        ("http://127.0.0.1:99999999/v1", "http://127.0.0.1:99999999/v1"),
+        ("http://[::1/v1", "http://[::1/v1"),
+        ("http://user:se?cret@[::1]:1/v1", "http://[::1]:1/v1"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_its_secrets(address, shown):
+    with pytest.raises(JudgeError) as problem:
+        open_judge("openai:m", EndpointSettings(base_url=address, retries=0, timeout=5))
+    assert shown in str(problem.value)
+    assert "check --base-url" in str(problem.value).lower()
+    assert "cret" not in str(problem.value)
+
+
 def test_a_key_that_is_refused_later_stops_it(matches, store):
     with Faulty([status(403, "no more")]) as server, pytest.raises(JudgeError, match="refuses the key"):
         judge_matches(opened(server, concurrency=1), matches, store)

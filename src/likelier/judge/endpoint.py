@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from threading import Event
 from typing import Any
-from urllib.parse import urlsplit
 
 from likelier.errors import JudgeError
 from likelier.judge.questions import Answer, Keep, Question
@@ -157,10 +157,10 @@ class EndpointJudge:
         if not isinstance(text, str):
             return Answer(None, fault="the server's answer holds no text", **tokens)
         cut = choice.finish_reason == "length"
-        said, reason, fault = read_verdict(text, cut=cut)
+        said, reason, fault = read_verdict(text, cut=cut, hide=self._without_key)
         if fault and cut:
             fault = f"its answer was cut off after {self._settings.answer_tokens} tokens (--answer-tokens)"
-        return Answer(said, self._without_key(reason), self._without_key(fault), **tokens)
+        return Answer(said, self._without_key(reason), fault, **tokens)
 
     def _form(self, question: Question) -> str:
         mark = hashlib.sha256(json.dumps(question.as_dict(), sort_keys=True).encode()).hexdigest()[:8]  # no reply can hold the hash of itself
@@ -186,8 +186,8 @@ class EndpointJudge:
         return JudgeError(f"judge {self.name}: {self._address} {what}. What was answered is kept: the same command asks the rest.")
 
     def _said(self, problem: BaseException) -> str:
-        """An error in one line."""
-        return self._without_key(" ".join(str(problem).split())[:300].rstrip(".") or type(problem).__name__)
+        """An error in one line. The key goes before the line is cut, or a part of it would stay."""
+        return " ".join(self._without_key(str(problem)).split())[:300].rstrip(".") or type(problem).__name__
 
     def _without_key(self, text: str) -> str:
         """A server may say in its answer what it was sent."""
@@ -224,7 +224,5 @@ def _written(prompt: Messages) -> str:
 
 
 def _public(address: str) -> str:
-    """An address without what may be secret in it."""
-    parts = urlsplit(address)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path.rstrip('/')}"
+    """An address without what may be secret in it: names, passwords, queries. Any text will do, as what is said to be no address is shown, too."""
+    return re.split(r"[?#]", re.sub(r"^(\w+://)?.*@", r"\1", address))[0].rstrip("/")

@@ -1,6 +1,7 @@
 """What a language model wrote as a judge → its choice. One verdict or none: never that of a thought which it may have left again."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from likelier.judge.questions import Choice
@@ -13,22 +14,22 @@ SHOWN = 80
 """Characters of an answer that a fault quotes."""
 
 
-def read_verdict(text: str, *, cut: bool = False) -> tuple[Choice | None, str, str]:
+def read_verdict(text: str, *, cut: bool = False, hide: Callable[[str], str] = str) -> tuple[Choice | None, str, str]:
     """(choice, reason, fault) of what a judge wrote: that of the JSON objects behind its thoughts, which must all say the same.
 
     Of a text that was `cut` at the limit it counts only where it is one whole object: the thoughts of a server that marks nothing but their end
-    look like an answer until that mark.
+    look like an answer until that mark. `hide` is done to what a fault quotes, before that is shortened.
     """
     answer = text if _is_object(text) else _behind_thoughts(text)
     said = [found for found in _objects(answer) if "verdict" in found] if not cut or _is_object(answer) else []
     if not said:
-        return None, "", f"no JSON object with a verdict in {_shown(text)}"
+        return None, "", f"no JSON object with a verdict in {_shown(hide(text))}"
     verdicts = {str(found["verdict"]).strip().upper() for found in said}
     if len(verdicts) > 1:
-        return None, "", f"several verdicts in {_shown(text)}"
+        return None, "", f"several verdicts in {_shown(hide(text))}"
     [verdict] = verdicts
     if verdict not in SAID:
-        return None, "", f"its verdict is {_shown(verdict)}, which is none of A, B and tie"
+        return None, "", f"its verdict is {_shown(hide(str(said[-1]['verdict'])))}, which is none of A, B and tie"
     return SAID[verdict], str(said[-1].get("reason", "")), ""
 
 
