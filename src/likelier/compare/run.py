@@ -67,8 +67,7 @@ def compare_models(
     of_pair = [verdicts[row : row + len(asked)] for row in range(0, len(verdicts), len(asked))]
     names = [side.name for side in sides]
     outcomes_PM = np.array([[OUTCOMES[verdict.side] for verdict in some] for some in of_pair]).T
-    judged = not np.isnan(outcomes_PM).all()
-    strengths = [strength.as_dict() for strength in bradley_terry(outcomes_PM, pairs)] if judged else [None] * len(sides)
+    strengths = [strength and strength.as_dict() for strength in bradley_terry(outcomes_PM, pairs)]
     result = {
         "judge": {"name": judging.name, **judging.identity},
         "prompts": len(asked),
@@ -103,7 +102,7 @@ def _numbers(verdicts: Sequence[Verdict], a: Sequence[Written], b: Sequence[Writ
         "prompts": judged,
         "win_rate": win_rate(outcomes).as_dict() if judged else None,
         "length_controlled": length_controlled(outcomes, *lengths).as_dict() if judged else None,
-        "extrapolated": extrapolates(*lengths),
+        "extrapolated": extrapolates(outcomes, *lengths),
         "wins": sum(verdict.side == "a" for verdict in verdicts),
         "ties": sum(verdict.side == "tie" for verdict in verdicts),
         "losses": sum(verdict.side == "b" for verdict in verdicts),

@@ -30,15 +30,18 @@ def _pairs(pairs: list[dict[str, Any]]) -> Table:
 
 def _contestants(contestants: list[dict[str, Any]]) -> Table:
     """Strengths say something that win rates do not only where three or more are on one scale."""
-    strengths = len(contestants) > 2 and all(each["strength"] for each in contestants)
+    strengths = len(contestants) > 2 and any(each["strength"] for each in contestants)
     table = _table("contestant", "characters a reply", *(["strength"] if strengths else []))
     for each in contestants:
-        cells = [_strength(Interval.from_dict(each["strength"]))] if strengths else []
+        cells = [_strength(each["strength"])] if strengths else []
         table.add_row(each["name"], estimate(Interval.from_dict(each["length"]), ""), *cells)
     return table
 
 
-def _strength(strength: Interval) -> str:
+def _strength(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return UNKNOWN
+    strength = Interval.from_dict(measured)
     return "0, by definition" if strength == Interval(0, 0, 0) else estimate(strength, "")
 
 
