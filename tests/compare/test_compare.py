@@ -89,6 +89,16 @@ def test_the_command_says_it_all(field, capsys):
     assert "0 questions asked, 30 known from before." in out
 
 
+def test_names_are_text_and_no_markup(field, capsys):
+    names = ["[/INST]", "[rude] x", ":dog:"]
+    given = [f"{name}={file}.jsonl" for name, file in zip(names, REPLIES, strict=True)]
+    code, out, err = run(capsys, "compare", *given, "asked.txt", "--judge", "python:judges.py:by_length", "--limit", "5", "--out", "out")
+    assert code == 0, err
+    assert "[/INST] against [rude] x: one is longer at every prompt" in out
+    assert "[rude] x against :dog:" in out
+    assert [sum(line.startswith(name) for line in out.splitlines()) for name in names] == [5, 2, 1], "two pairs, a contestant, two notes"
+
+
 @pytest.mark.parametrize(
     "arguments, fault",
     [
