@@ -49,7 +49,7 @@ def test_two_contestants_by_hand(field):
     assert pair["win_rate"] == win_rate(outcomes).as_dict()
     assert pair["win_rate"]["value"] == 6.5 / 8
     assert pair["length_controlled"]["value"] == length_controlled(outcomes, REPLIES["long"], REPLIES["short"], resamples=2).value
-    assert [each["name"] for each in result["contestants"]] == ["long", "short"]
+    assert [(each["name"], each["file"]) for each in result["contestants"]] == [("long", "replies/long.jsonl"), ("short", "replies/short.jsonl")]
     assert result["contestants"][0]["length"]["value"] == sum(REPLIES["long"]) / 8
     assert (result["contestants"][0]["length_unit"], result["contestants"][0]["cut"]) == ("characters", None)
     assert Interval.from_dict(result["contestants"][0]["strength"]) == Interval(0, 0, 0)

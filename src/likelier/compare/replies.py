@@ -33,7 +33,7 @@ class Written:
 
 def replies_of(contestant: Contestant, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, say: Callable[[str], None]) -> list[Written]:
     """One reply a prompt, read or written, and kept in `folder`. Replies that the same model wrote to the same prompts by the same settings stay."""
-    path = folder / f"{contestant.file}.jsonl"
+    path = folder / contestant.file
     if contestant.replies:
         replies = _read_given(contestant.replies, prompts)
         _keep(path, prompts, replies, file_hash(contestant.replies))

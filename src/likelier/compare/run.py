@@ -2,7 +2,7 @@
 
 OUT/replies/NAME.jsonl    what each contestant wrote
 OUT/verdicts.jsonl        {"id", "a", "b" (names), "verdict": "a" | "b" | "tie" | null, "why", "orders": [choices], "reasons": [texts]}
-OUT/compare.json          judge, contestants, win rates with intervals, cost
+OUT/compare.json          judge, contestants with the `file` of their replies in OUT, win rates with intervals, cost
 """
 
 import math
@@ -26,6 +26,8 @@ from likelier.win_rates import bradley_terry, extrapolates, length_controlled, w
 from likelier.wording import count
 
 OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: math.nan}
+
+REPLIES = "replies"
 
 STORE = "verdicts.sqlite"
 """In the cache, so that every comparison finds what another one asked."""
@@ -59,7 +61,7 @@ def compare_models(
         say(f"{count(len(found.unusable), 'row')} of {prompts} left out. The first: {found.unusable[0]}")
     asked = found.prompts
     judging = open_judge(judge, endpoint or EndpointSettings())
-    written = [replies_of(side, asked, sampling or Sampling(), out / "replies", say) for side in sides]
+    written = [replies_of(side, asked, sampling or Sampling(), out / REPLIES, say) for side in sides]
     pairs = list(combinations(range(len(sides)), 2))
     matches = [Match(prompt.messages, a.text, b.text) for i, j in pairs for prompt, a, b in zip(asked, written[i], written[j], strict=True)]
     with VerdictStore(cache_dir() / STORE) as store:
@@ -72,7 +74,7 @@ def compare_models(
         "judge": {"name": judging.name, **judging.identity},
         "prompts": len(asked),
         "contestants": [
-            {"name": side.name, "spec": side.spec, **_lengths(replies), "strength": strength}
+            {"name": side.name, "spec": side.spec, "file": f"{REPLIES}/{side.file}", **_lengths(replies), "strength": strength}
             for side, replies, strength in zip(sides, written, strengths, strict=True)
         ],
         "pairs": [{"a": names[i], "b": names[j], **_numbers(some, written[i], written[j])} for (i, j), some in zip(pairs, of_pair, strict=True)],
