@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import sys
+import time
 
 import pytest
 
@@ -131,6 +132,30 @@ def test_a_server_that_dies_in_the_middle_costs_nothing_that_it_answered(matches
         assert (spent.cached, spent.asked) == (answered.total(), ASKED - answered.total())
         assert not answered.keys() & second.questions.keys(), "asked twice"
         assert set((answered + second.questions).values()) == {1}
+
+
+def test_nothing_is_repeated_once_it_is_over(monkeypatch):
+    """Ctrl-C while one question is answered and another one is asked again and again."""
+    monkeypatch.setattr(_base_client, "MAX_RETRY_DELAY", 0.01)
+    first, second = (match(n, "longer", "short").orders[0] for n in (1, 2))
+
+    def fails_the_second(handler, request):
+        return "Question 2?" in request["messages"][0]["content"] and status(500)(handler, request)
+
+    with Faulty(always=fails_the_second) as server:
+        judge = opened(server, concurrency=2, retries=500)
+
+        def interrupt(place, answer):
+            while len(server.bodies) < 4:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            judge.ask([first, second], interrupt)
+        assert 4 <= len(server.bodies) < 20
+        answers = []
+        judge.ask([first], lambda place, answer: answers.append(answer.choice))
+        assert answers == ["first"], "and it can be asked again"
 
 
 @pytest.mark.parametrize("naming", [True, False])

@@ -64,6 +64,10 @@ class EndpointSettings:
                 raise JudgeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0.")
 
 
+class Over(BaseException):
+    """The end of a request that would have been repeated after judging was over. No Exception: the library would repeat that as well."""
+
+
 class EndpointJudge:
     """`model` of an endpoint. Raises JudgeError without the library, an address and a key, or with a rubric that cannot be read."""
 
@@ -85,8 +89,12 @@ class EndpointJudge:
             "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}},
         }
         self._openai: Any = openai
+        self._over = Event()
         try:
-            self._client = openai.OpenAI(api_key=self._key or "none", base_url=address, timeout=settings.timeout, max_retries=settings.retries)
+            http = openai.DefaultHttpxClient(event_hooks={"request": [self._refuse_when_over]})
+            self._client = openai.OpenAI(
+                api_key=self._key or "none", base_url=address, timeout=settings.timeout, max_retries=settings.retries, http_client=http
+            )
         except Exception as problem:  # an address that is none
             raise JudgeError(f"judge {self.name}: {self._said(problem)}. Check --base-url ({_public(str(address))}).") from None
         self._address = _public(str(self._client.base_url))
@@ -104,7 +112,8 @@ class EndpointJudge:
             pass
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
-        pool, over = ThreadPoolExecutor(self._settings.concurrency), Event()
+        pool, over = ThreadPoolExecutor(self._settings.concurrency), self._over
+        over.clear()
 
         def ask_one(place: int) -> None:
             if over.is_set():
@@ -120,7 +129,11 @@ class EndpointJudge:
                 done.result()
         finally:
             over.set()
-            pool.shutdown()  # what is under way is paid for: it is waited for and kept
+            pool.shutdown()  # what is under way is paid for: it is waited for and kept, but not repeated
+
+    def _refuse_when_over(self, request: Any) -> None:
+        if self._over.is_set():
+            raise Over
 
     def _answer(self, question: Question) -> Answer:
         options = usual = self._options
