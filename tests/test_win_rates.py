@@ -93,10 +93,16 @@ def test_a_missing_verdict_takes_its_lengths_along():
 
 
 def test_one_side_that_is_always_longer_is_an_extrapolation():
-    assert extrapolates([3, 4], [1, 2])
-    assert extrapolates([1, 2], [3, 4])
-    assert not extrapolates([1, 4], [3, 2])
-    assert not extrapolates([3, 4], [3, 2])
+    assert extrapolates([1, 0], [3, 4], [1, 2])
+    assert extrapolates([1, 0], [1, 2], [3, 4])
+    assert not extrapolates([1, 0], [1, 4], [3, 2])
+    assert not extrapolates([1, 0], [3, 4], [3, 2])
+
+
+def test_only_prompts_with_a_verdict_tell_whether_it_is_one():
+    assert extrapolates([1, 0, math.nan], [3, 4, 1], [1, 2, 9])
+    assert not extrapolates([1, math.nan, math.nan], [1, 4, 4], [1, 2, 2])
+    assert not extrapolates([math.nan], [3], [1])
 
 
 def by_mm(wins_KK, rounds: int = 20_000):
@@ -130,6 +136,38 @@ def test_two_contestants_by_hand():
     """Seven wins and three losses, and the tie that is added: log(7.5 / 3.5) apart."""
     first, second = bradley_terry([[1]] * 7 + [[0]] * 3, [(0, 1)], resamples=FEW)
     assert first.value - second.value == pytest.approx(math.log(7.5 / 3.5), abs=1e-6)
+
+
+EVERY_TWO = [(0, 1), (0, 2), (1, 2)]
+UNKNOWN = (-math.inf, math.inf)
+
+
+def ends(strengths):
+    return [(strength.low, strength.high) for strength in strengths]
+
+
+@pytest.mark.parametrize("same", [0, 0.5, 1])
+def test_outcomes_that_are_all_the_same_leave_a_strength_without_an_interval(same):
+    first, second = bradley_terry([[same]] * 20, [(0, 1)], resamples=FEW)
+    assert second.value == pytest.approx(math.log((20 - 20 * same + 0.5) / (20 * same + 0.5)), abs=1e-6)
+    assert ends([first, second]) == [(0, 0), UNKNOWN]
+
+
+def test_an_interval_needs_a_way_of_outcomes_that_differ():
+    mixed = np.tile([0, 1, 1, 0, 1], 4)
+    assert ends(bradley_terry(np.stack([mixed, mixed * 0 + 1, mixed * 0 + 1], axis=1), EVERY_TWO, resamples=FEW))[2] == UNKNOWN, "loses to both"
+    through_the_third = bradley_terry(np.stack([mixed * 0 + 1, mixed, mixed[::-1]], axis=1), EVERY_TWO, resamples=FEW)
+    assert all(math.isfinite(end) for both in ends(through_the_third) for end in both)
+    assert through_the_third[1].low < through_the_third[1].high
+
+
+def test_what_no_verdict_joins_to_the_first_has_no_strength():
+    mixed, none = np.array([0, 1, 1, 0, 1.0]), np.full(5, math.nan)
+    two = bradley_terry(mixed[:, None], [(0, 1)], resamples=FEW)
+    assert bradley_terry(np.stack([mixed, none, none], axis=1), EVERY_TWO, resamples=FEW) == [*two, None]
+    assert bradley_terry(np.stack([none, none, mixed], axis=1), EVERY_TWO, resamples=FEW) == [None] * 3
+    over_the_second = bradley_terry(np.stack([mixed, none, mixed], axis=1), EVERY_TWO, resamples=FEW)
+    assert over_the_second[2].value == pytest.approx(2 * over_the_second[1].value), "no tie is added where nothing was seen"
 
 
 def test_simulated_strengths_are_recovered():

@@ -1,7 +1,8 @@
 """Win rates: how often one contestant's reply is preferred, at equal lengths, and how strong each contestant is. Pure functions.
 
-An outcome is 1 where the first of two won, 0 where it lost, ½ for a tie, NaN where there was no verdict. All intervals are percentile bootstraps over
-prompts. Shape legend: P prompts, M pairs of contestants, K contestants, R resamples.
+An outcome is 1 where the first of two won, 0 where it lost, ½ for a tie, NaN where there was no verdict. Intervals are percentile bootstraps over
+prompts. Where all outcomes are the same a bootstrap has no width: a win rate then has Wilson's interval, and a strength that rests on them has none.
+Shape legend: P prompts, M pairs of contestants, K contestants, R resamples.
 """
 
 import math
@@ -10,6 +11,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from likelier.metrics import Interval, bootstrap_share
@@ -62,35 +64,55 @@ def length_controlled(outcomes: ArrayLike, lengths: ArrayLike, other_lengths: Ar
     return _bootstrapped(partial(_at_equal_lengths, outcomes_P, delta_P), len(outcomes_P), resamples, seed)[0]
 
 
-def bradley_terry(outcomes: ArrayLike, pairs: Sequence[tuple[int, int]], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
+def bradley_terry(outcomes: ArrayLike, pairs: Sequence[tuple[int, int]], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval | None]:
     """Strengths of all contestants on one scale, that of the first being 0:  P(i beats j) = σ(strength_i − strength_j).
 
     `outcomes` (P, M): how the first of each of the M `pairs` fared at each prompt. Maximum likelihood, a tie as half a win and half a loss, every
-    two that met having one more tie than was seen: without it one that won always would have no finite strength. The bootstrap draws whole
+    pair with a verdict having one more tie than was seen: without it one that won always would have no finite strength. The bootstrap draws whole
     prompts, with the outcomes of all pairs at them. Source: Bradley & Terry 1952; fitted as the logistic regression that it is.
+
+    None for one that no verdicts join to the first, be it over others; for all where the first has none. Where they are joined only by pairs whose
+    outcomes are all the same (one wins always, or all are ties), that added tie is all that keeps the strength where it is, and no resample differs:
+    both ends are infinite, which is to say not known. Ford 1957 has the condition for finite strengths that this is stricter than.
 
     >>> [round(strength.value, 2) for strength in bradley_terry([[1], [1], [1], [0]], [(0, 1)], resamples=2)]
     [0.0, -0.85]
     """
     outcomes_PM = np.asarray(outcomes, float)
-    won_PM, lost_PM = np.nan_to_num(outcomes_PM), np.nan_to_num(1 - outcomes_PM)
     contestants = 1 + max(max(pair) for pair in pairs)
-    design_MK = np.zeros((len(pairs), contestants))
-    for row, (first, second) in enumerate(pairs):
-        design_MK[row, first], design_MK[row, second] = 1, -1
+    joined = _joined([pair for pair, some_P in zip(pairs, outcomes_PM.T, strict=True) if not np.isnan(some_P).all()], contestants)
+    varied = _joined([pair for pair, some_P in zip(pairs, outcomes_PM.T, strict=True) if len(set(some_P[~np.isnan(some_P)])) > 1], contestants)
+    if joined == {0}:
+        return [None] * contestants
+    used_M = ~np.isnan(outcomes_PM).all(axis=0) & [first in joined for first, _ in pairs]
+    won_PM, lost_PM = np.nan_to_num(outcomes_PM[:, used_M]), np.nan_to_num(1 - outcomes_PM[:, used_M])
+    columns = sorted(joined)
+    design_MK = np.array([[(k == pair[0]) - (k == pair[1]) for k in columns] for pair, used in zip(pairs, used_M, strict=True) if used], float)
 
     def estimate(times_RP: np.ndarray) -> np.ndarray:
-        features = np.broadcast_to(design_MK[:, 1:], (len(times_RP), len(pairs), contestants - 1))
-        strengths = _fitted(features, times_RP @ won_PM + 0.5, times_RP @ lost_PM + 0.5, np.zeros(contestants - 1))
+        features = np.broadcast_to(design_MK[:, 1:], (len(times_RP), len(design_MK), len(columns) - 1))
+        strengths = _fitted(features, times_RP @ won_PM + 0.5, times_RP @ lost_PM + 0.5, np.zeros(len(columns) - 1))
         return np.concatenate([np.zeros((len(times_RP), 1)), strengths], axis=1)
 
-    return _bootstrapped(estimate, len(outcomes_PM), resamples, seed)
+    found = dict(zip(columns, _bootstrapped(estimate, len(outcomes_PM), resamples, seed), strict=True))
+    unknown = {k: Interval(strength.value, -math.inf, math.inf) for k, strength in found.items() if k not in varied}
+    return [{**found, **unknown}.get(k) for k in range(contestants)]
 
 
-def extrapolates(lengths: ArrayLike, other_lengths: ArrayLike) -> bool:
-    """Whether one side is the longer one at every prompt, so that `length_controlled` speaks of what was never seen."""
-    delta_P = np.asarray(lengths, float) - np.asarray(other_lengths, float)
-    return bool((delta_P > 0).all() or (delta_P < 0).all())
+def extrapolates(outcomes: ArrayLike, lengths: ArrayLike, other_lengths: ArrayLike) -> bool:
+    """Whether one side is the longer one at every prompt with a verdict, so that `length_controlled` speaks of what was never seen."""
+    known_P = ~np.isnan(np.asarray(outcomes, float))
+    delta_P = (np.asarray(lengths, float) - np.asarray(other_lengths, float))[known_P]
+    return bool(delta_P.size and ((delta_P > 0).all() or (delta_P < 0).all()))
+
+
+def _joined(pairs: Sequence[tuple[int, int]], contestants: int) -> set[int]:
+    """The first contestant and all that these pairs join to it, be it over others."""
+    table = np.zeros((contestants, contestants))
+    for pair in pairs:
+        table[pair] = 1
+    groups_K = connected_components(table, directed=False)[1]
+    return set(np.flatnonzero(groups_K == groups_K[0]).tolist())
 
 
 def _known(outcomes: ArrayLike) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_two_contestants_by_hand(field):
     assert pair["win_rate"] == win_rate(outcomes).as_dict()
     assert pair["win_rate"]["value"] == 6.5 / 8
     assert pair["length_controlled"]["value"] == length_controlled(outcomes, REPLIES["long"], REPLIES["short"], resamples=2).value
-    assert [each["name"] for each in result["contestants"]] == ["long", "short"]
+    assert [(each["name"], each["file"]) for each in result["contestants"]] == [("long", "replies/long.jsonl"), ("short", "replies/short.jsonl")]
     assert result["contestants"][0]["length"]["value"] == sum(REPLIES["long"]) / 8
     assert (result["contestants"][0]["length_unit"], result["contestants"][0]["cut"]) == ("characters", None)
     assert Interval.from_dict(result["contestants"][0]["strength"]) == Interval(0, 0, 0)
@@ -87,6 +87,16 @@ def test_the_command_says_it_all(field, capsys):
     code, out, _ = run(capsys, *arguments, "--limit", "5")
     assert "long against short: one is longer at every prompt" in out
     assert "0 questions asked, 30 known from before." in out
+
+
+def test_names_are_text_and_no_markup(field, capsys):
+    names = ["[/INST]", "[rude] x", ":dog:"]
+    given = [f"{name}={file}.jsonl" for name, file in zip(names, REPLIES, strict=True)]
+    code, out, err = run(capsys, "compare", *given, "asked.txt", "--judge", "python:judges.py:by_length", "--limit", "5", "--out", "out")
+    assert code == 0, err
+    assert "[/INST] against [rude] x: one is longer at every prompt" in out
+    assert "[rude] x against :dog:" in out
+    assert [sum(line.startswith(name) for line in out.splitlines()) for name in names] == [5, 2, 1], "two pairs, a contestant, two notes"
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,26 @@ def test_replies_that_exist_are_found_by_id_or_prompt(tmp_path):
     assert again == replies, "what was kept can be given"
 
 
+def test_an_id_of_another_file_does_not_bring_the_reply_to_another_prompt(tmp_path):
+    """Ids of lines are their places: the same prompts in another order have the same ids."""
+    path = tmp_path / "old.jsonl"
+    others = ["p1", "p2", "p0"]
+    rows = [{"id": other, "prompt": prompt.messages[0].content, "reply": f"to {prompt.id}"} for other, prompt in zip(others, PROMPTS, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [reply.text for reply in written(str(path), tmp_path / "replies")] == ["to p0", "to p1", "to p2"]
+    path.write_text(json.dumps({"id": "p0", "prompt": "Something else?", "reply": "x"}) + "\n")
+    with pytest.raises(DataError, match="1 prompt of 1 has no reply here, among them p0"):
+        written(str(path), tmp_path / "replies", PROMPTS[:1])
+
+
+def test_two_prompts_of_the_same_words_are_told_apart_by_their_ids(tmp_path):
+    twice = [PROMPTS[0], Prompt("with tools", PROMPTS[0].messages, [{"name": "search"}])]
+    path = tmp_path / "old.jsonl"
+    rows = [{"id": prompt.id, "prompt": PROMPTS[0].messages[0].content, "reply": prompt.id} for prompt in twice]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [reply.text for reply in written(str(path), tmp_path / "replies", twice)] == ["p0", "with tools"]
+
+
 @pytest.mark.parametrize(
     "rows, fault",
     [

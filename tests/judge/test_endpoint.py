@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import sys
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from openai import _base_client
 from likelier.errors import JudgeError
 from likelier.judge import EndpointSettings, open_judge
 from likelier.judge.asking import judge_matches, spent_as_dict
-from likelier.judge.endpoint import EndpointJudge, read_verdict
+from likelier.judge.endpoint import EndpointJudge
 from tests.judge.conftest import match
 from tests.judge.faulty import Faulty, body, busy, cut, said, slow, status, without
 
@@ -83,6 +84,7 @@ UNREADABLE = {
     "its verdict is 'C', which is none of A, B and tie": said('{"reason": "x", "verdict": "C"}'),
     "several verdicts": said('{"verdict": "A"} or {"verdict": "B"}'),
     "cut off after 1024 tokens (--answer-tokens)": said('{"reason": "because', finish="length"),
+    "was cut off after 1024 tokens": said('I lean to {"verdict": "A"} but wait', finish="length"),
     "holds no text": said(None),
     "holds no message": body({}),
     "answer holds no message": body([]),
@@ -132,6 +134,30 @@ def test_a_server_that_dies_in_the_middle_costs_nothing_that_it_answered(matches
         assert set((answered + second.questions).values()) == {1}
 
 
+def test_nothing_is_repeated_once_it_is_over(monkeypatch):
+    """Ctrl-C while one question is answered and another one is asked again and again."""
+    monkeypatch.setattr(_base_client, "MAX_RETRY_DELAY", 0.01)
+    first, second = (match(n, "longer", "short").orders[0] for n in (1, 2))
+
+    def fails_the_second(handler, request):
+        return "Question 2?" in request["messages"][0]["content"] and status(500)(handler, request)
+
+    with Faulty(always=fails_the_second) as server:
+        judge = opened(server, concurrency=2, retries=500)
+
+        def interrupt(place, answer):
+            while len(server.bodies) < 4:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            judge.ask([first, second], interrupt)
+        assert 4 <= len(server.bodies) < 20
+        answers = []
+        judge.ask([first], lambda place, answer: answers.append(answer.choice))
+        assert answers == ["first"], "and it can be asked again"
+
+
 @pytest.mark.parametrize("naming", [True, False])
 def test_a_server_that_knows_no_schema_is_asked_without(matches, store, naming):
     with Faulty(always=without("response_format", naming=naming)) as server:
@@ -171,6 +197,34 @@ def test_a_wrong_key_is_said_at_once_and_never_shown(matches, store, monkeypatch
     assert "secret" not in "".join(sqlite3.connect(store.path).iterdump())
 
 
+@pytest.mark.parametrize("before", [75, 270, 275])
+def test_no_part_of_the_key_stays_where_a_text_is_cut(matches, store, monkeypatch, before):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = "x" * before + " sk-very-secret " + "y" * 300
+    with Faulty([said(text), status(500, text)]) as server:
+        verdicts, _ = judge_matches(opened(server, concurrency=1, retries=0), matches, store)
+    assert "xxx" in verdicts[0].fault
+    assert "sk-" not in repr(verdicts)
+
+
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        ("http://127.0.0.1:abc/v1", "http://127.0.0.1:abc/v1"),
+        ("http://user:secret@127.0.0.1:abc/v1?key=secret", "http://127.0.0.1:abc/v1"),
+        ("http://127.0.0.1:99999999/v1", "http://127.0.0.1:99999999/v1"),
+        ("http://[::1/v1", "http://[::1/v1"),
+        ("http://user:se?cret@[::1]:1/v1", "http://[::1]:1/v1"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_its_secrets(address, shown):
+    with pytest.raises(JudgeError) as problem:
+        open_judge("openai:m", EndpointSettings(base_url=address, retries=0, timeout=5))
+    assert shown in str(problem.value)
+    assert "check --base-url" in str(problem.value).lower()
+    assert "cret" not in str(problem.value)
+
+
 def test_a_key_that_is_refused_later_stops_it(matches, store):
     with Faulty([status(403, "no more")]) as server, pytest.raises(JudgeError, match="refuses the key"):
         judge_matches(opened(server, concurrency=1), matches, store)
@@ -203,24 +257,3 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(JudgeError, match=r"pip install 'likelier\[judge\]'"):
         open_judge("openai:m", EndpointSettings())
-
-
-@pytest.mark.parametrize(
-    "text, choice",
-    [
-        ('{"reason": "x", "verdict": "A"}', "first"),
-        ('```json\n{"reason": "a {brace} in it", "verdict": "b"}\n```', "second"),
-        ('<think>maybe {"verdict": "A"}</think>{"verdict": " Tie "}', "tie"),
-        ('[{"verdict": "A"}]', "first"),
-        ('{"verdict": "A"} I repeat: {"verdict": "A"}', "first"),
-        ('{"verdict": ["A"]}', None),
-        ('{"verdict": null}', None),
-        ('{"winner": "A"}', None),
-        ("A", None),
-        ("{" * 5000, None),
-    ],
-)
-def test_reading_a_verdict(text, choice):
-    found, _, fault = read_verdict(text)
-    assert found == choice
-    assert bool(fault) == (choice is None)

@@ -133,6 +133,17 @@ def test_a_conversation_that_does_not_fit_is_a_failed_answer(tmp_path, store, ma
     assert spent.failed == 2
 
 
+def test_a_conversation_that_the_template_refuses_is_a_failed_answer(tmp_path, store, matches):
+    folder, _ = reward_folder(tmp_path / "reward")
+    template = folder / "chat_template.jinja"
+    template.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + template.read_text())
+    asked = [*matches, Match((Message("system", "Be brief."), Message("user", "Why?")), "one", "two")]
+    verdicts, spent = judge_matches(opened(f"reward:{folder}"), asked, store)
+    assert verdicts[-1].side is None
+    assert "chat template cannot write this conversation (System role not supported)" in verdicts[-1].fault
+    assert (spent.failed, None in [verdict.side for verdict in verdicts[:-1]]) == (2, False)
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path):
     with pytest.raises(JudgeError, match="has 2 logits"):
         RewardJudge(str(reward_folder(tmp_path / "two", labels=2)[0]))

@@ -327,7 +327,7 @@ def put_in_sweep(run: RunDir, names: Sequence[str] = ("beta=0.1", "beta=0.3", "b
 def made_up_comparison(folder: Path) -> Path:
     """What `likelier compare` leaves of three contestants."""
     names = ["runs/mine tuned", "reference", "reference+system"]
-    files = ["runs-mine-tuned", "reference", "reference+system"]
+    files = ["tuned", "reference", "reference+system"]
 
     def interval(value: float, low: float, high: float) -> dict[str, float]:
         return {"value": value, "low": low, "high": high}
@@ -351,8 +351,16 @@ def made_up_comparison(folder: Path) -> Path:
     lengths = [interval(180.0, 160.0, 201.0), interval(412.0, 380.0, 440.0), interval(390.0, 350.0, 430.0)]
     strengths = [interval(0, 0, 0), interval(-0.9, -1.3, -0.5), interval(-0.4, -0.8, 0.1)]
     contestants = [
-        {"name": name, "spec": name, "length": length, "length_unit": "characters", "cut": 0.05, "strength": strength}
-        for name, length, strength in zip(names, lengths, strengths, strict=True)
+        {
+            "name": name,
+            "spec": name,
+            "file": f"replies/{file}.jsonl",
+            "length": length,
+            "length_unit": "characters",
+            "cut": 0.05,
+            "strength": strength,
+        }
+        for name, file, length, strength in zip(names, files, lengths, strengths, strict=True)
     ]
     pairs = [pair(names[0], names[1], 34, 0.63), pair(names[0], names[2], 32, 0.52), pair(names[1], names[2], 22, 0.45)]
     cost = {"asked": 300, "cached": 60, "total": 0.42}

@@ -54,7 +54,7 @@ def test_the_page_has_rates_contestants_and_examples_of_every_outcome(tmp_path: 
         "runs/mine tuned wins, both orders agree",
         "a tie, the two orders disagree",
         "runs/mine tuned shown first: It is shorter.",
-        "runs-mine-tuned says 0.",
+        "tuned says 0.",
     ):
         assert said in parsed.text["examples"]
 

@@ -70,8 +70,8 @@ class Contestant:
 
     @property
     def file(self) -> str:
-        """Its name as a file's."""
-        return re.sub(r"[^\w.@+-]+", "-", self.name).strip(".-") or "contestant"
+        """The name of its file in OUT/replies."""
+        return (re.sub(r"[^\w.@+-]+", "-", self.name).strip(".-") or "contestant") + ".jsonl"
 
     @property
     def replies(self) -> Path | None:

@@ -33,7 +33,7 @@ class Written:
 
 def replies_of(contestant: Contestant, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, say: Callable[[str], None]) -> list[Written]:
     """One reply a prompt, read or written, and kept in `folder`. Replies that the same model wrote to the same prompts by the same settings stay."""
-    path = folder / f"{contestant.file}.jsonl"
+    path = folder / contestant.file
     if contestant.replies:
         replies = _read_given(contestant.replies, prompts)
         _keep(path, prompts, replies, file_hash(contestant.replies))
@@ -79,24 +79,28 @@ def _read_kept(path: Path, prompts: Sequence[Prompt], key: str) -> list[Written]
 
 
 def _read_given(path: Path, prompts: Sequence[Prompt]) -> list[Written]:
-    """Replies by the id of their prompt, or by the prompt itself. Raises DataError for a row without a reply, and where a prompt has none."""
-    by_id: dict[str, str] = {}
-    by_prompt: dict[str, str] = {}
+    """Replies by their prompt; by its id where their rows have no prompt, as ids of lines are only their places: another file has the same ones.
+
+    Raises DataError for a row without a reply, and where a prompt has none.
+    """
+    texts: dict[tuple[str | None, str | None], str] = {}  # by (id, prompt), either of which a row may lack
     for row in read_rows(path):
         if isinstance(row.value, DataError):
             raise row.value
         fields = from_cells(row.value) if row.table and isinstance(row.value, dict) else row.value
         text = _reply_in(fields, row.where)
-        if (name := fields.get("id")) is not None:
-            by_id[str(name)] = text
-        if fields.get("prompt"):
-            by_prompt[repr(prompt_messages(fields["prompt"]))] = text
-    found = [by_id.get(prompt.id, by_prompt.get(repr(prompt.messages))) for prompt in prompts]
+        name = None if fields.get("id") is None else str(fields["id"])
+        prompt = repr(prompt_messages(fields["prompt"])) if fields.get("prompt") else None
+        texts[name, prompt] = text
+        if prompt:
+            texts[None, prompt] = text
+    ways = [((prompt.id, repr(prompt.messages)), (None, repr(prompt.messages)), (prompt.id, None)) for prompt in prompts]
+    found = [next((texts[way] for way in each if way in texts), None) for each in ways]
     missing = [prompt.id for prompt, text in zip(prompts, found, strict=True) if text is None]
     if missing:
         raise DataError(
             f"{path}: {count(len(missing), 'prompt')} of {len(prompts)} {'has' if len(missing) == 1 else 'have'} no reply here, among them "
-            f"{missing[0]}. A row has the prompt's `id`, or the `prompt` itself, and `reply`."
+            f"{missing[0]}. A row has `reply` and the same `prompt`, word for word, or no `prompt` but its `id`."
         )
     return [Written(text) for text in found if text is not None]
 

@@ -2,7 +2,7 @@
 
 OUT/replies/NAME.jsonl    what each contestant wrote
 OUT/verdicts.jsonl        {"id", "a", "b" (names), "verdict": "a" | "b" | "tie" | null, "why", "orders": [choices], "reasons": [texts]}
-OUT/compare.json          judge, contestants, win rates with intervals, cost
+OUT/compare.json          judge, contestants with the `file` of their replies in OUT, win rates with intervals, cost
 """
 
 import math
@@ -26,6 +26,8 @@ from likelier.win_rates import bradley_terry, extrapolates, length_controlled, w
 from likelier.wording import count
 
 OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: math.nan}
+
+REPLIES = "replies"
 
 STORE = "verdicts.sqlite"
 """In the cache, so that every comparison finds what another one asked."""
@@ -59,7 +61,7 @@ def compare_models(
         say(f"{count(len(found.unusable), 'row')} of {prompts} left out. The first: {found.unusable[0]}")
     asked = found.prompts
     judging = open_judge(judge, endpoint or EndpointSettings())
-    written = [replies_of(side, asked, sampling or Sampling(), out / "replies", say) for side in sides]
+    written = [replies_of(side, asked, sampling or Sampling(), out / REPLIES, say) for side in sides]
     pairs = list(combinations(range(len(sides)), 2))
     matches = [Match(prompt.messages, a.text, b.text) for i, j in pairs for prompt, a, b in zip(asked, written[i], written[j], strict=True)]
     with VerdictStore(cache_dir() / STORE) as store:
@@ -67,13 +69,12 @@ def compare_models(
     of_pair = [verdicts[row : row + len(asked)] for row in range(0, len(verdicts), len(asked))]
     names = [side.name for side in sides]
     outcomes_PM = np.array([[OUTCOMES[verdict.side] for verdict in some] for some in of_pair]).T
-    judged = not np.isnan(outcomes_PM).all()
-    strengths = [strength.as_dict() for strength in bradley_terry(outcomes_PM, pairs)] if judged else [None] * len(sides)
+    strengths = [strength and strength.as_dict() for strength in bradley_terry(outcomes_PM, pairs)]
     result = {
         "judge": {"name": judging.name, **judging.identity},
         "prompts": len(asked),
         "contestants": [
-            {"name": side.name, "spec": side.spec, **_lengths(replies), "strength": strength}
+            {"name": side.name, "spec": side.spec, "file": f"{REPLIES}/{side.file}", **_lengths(replies), "strength": strength}
             for side, replies, strength in zip(sides, written, strengths, strict=True)
         ],
         "pairs": [{"a": names[i], "b": names[j], **_numbers(some, written[i], written[j])} for (i, j), some in zip(pairs, of_pair, strict=True)],
@@ -103,7 +104,7 @@ def _numbers(verdicts: Sequence[Verdict], a: Sequence[Written], b: Sequence[Writ
         "prompts": judged,
         "win_rate": win_rate(outcomes).as_dict() if judged else None,
         "length_controlled": length_controlled(outcomes, *lengths).as_dict() if judged else None,
-        "extrapolated": extrapolates(*lengths),
+        "extrapolated": extrapolates(outcomes, *lengths),
         "wins": sum(verdict.side == "a" for verdict in verdicts),
         "ties": sum(verdict.side == "tie" for verdict in verdicts),
         "losses": sum(verdict.side == "b" for verdict in verdicts),

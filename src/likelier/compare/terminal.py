@@ -4,19 +4,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from likelier.metrics import Interval
 from likelier.wording import UNKNOWN, count, estimate, number, quantity
 
 
 def show_comparison(result: dict[str, Any], console: Console | None = None) -> None:
-    """Print what compare.json holds."""
+    """Print what compare.json holds. Names are text: `[rude]` in one is no markup."""
     console = console or Console()
-    console.print(f"{count(result['prompts'], 'prompt')}, judged by {result['judge']['name']} in both orders", highlight=False, markup=False)
+    console.print(Text(f"{count(result['prompts'], 'prompt')}, judged by {result['judge']['name']} in both orders"))
     console.print(_pairs(result["pairs"]))
     console.print(_contestants(result["contestants"]))
     for note in _notes(result):
-        console.print(note, highlight=False, markup=False)
+        console.print(Text(note))
 
 
 def _pairs(pairs: list[dict[str, Any]]) -> Table:
@@ -24,21 +25,24 @@ def _pairs(pairs: list[dict[str, Any]]) -> Table:
     for pair in pairs:
         flips = "" if pair["flips"] is None else f", {quantity(pair['flips'], 'share')} flips"
         record = f"{pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost{flips}"
-        table.add_row(f"{pair['a']} against {pair['b']}\n{record}", _share(pair["win_rate"]), _share(pair["length_controlled"]))
+        table.add_row(Text(f"{pair['a']} against {pair['b']}\n{record}"), _share(pair["win_rate"]), _share(pair["length_controlled"]))
     return table
 
 
 def _contestants(contestants: list[dict[str, Any]]) -> Table:
     """Strengths say something that win rates do not only where three or more are on one scale."""
-    strengths = len(contestants) > 2 and all(each["strength"] for each in contestants)
+    strengths = len(contestants) > 2 and any(each["strength"] for each in contestants)
     table = _table("contestant", "characters a reply", *(["strength"] if strengths else []))
     for each in contestants:
-        cells = [_strength(Interval.from_dict(each["strength"]))] if strengths else []
-        table.add_row(each["name"], estimate(Interval.from_dict(each["length"]), ""), *cells)
+        cells = [_strength(each["strength"])] if strengths else []
+        table.add_row(Text(each["name"]), estimate(Interval.from_dict(each["length"]), ""), *cells)
     return table
 
 
-def _strength(strength: Interval) -> str:
+def _strength(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return UNKNOWN
+    strength = Interval.from_dict(measured)
     return "0, by definition" if strength == Interval(0, 0, 0) else estimate(strength, "")
 
 

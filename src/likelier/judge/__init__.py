@@ -4,6 +4,7 @@ questions.py   what a judge is asked and answers
 reward.py      a reward model
 function.py    a Python function
 endpoint.py    an OpenAI-compatible endpoint
+verdicts.py    what a language model wrote as a judge
 store.py       verdicts on disk
 asking.py      both orders, ties, failures, what it took
 """

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from likelier.data.chat import template_hash, tokenizer_hash
@@ -23,8 +24,10 @@ TOKENS_PER_BATCH = 8192
 class RewardJudge:
     """`AutoModelForSequenceClassification` from a folder or the hub, on the conversation as its own chat template writes it.
 
-    The reply with the higher logit is better; order plays no part. A conversation that does not fit into the model's positions is a failed answer,
-    never cut. Raises JudgeError for a model that cannot be loaded, lacks weights, has several logits or no chat template.
+    The reply with the higher logit is better; order plays no part. A conversation that does not fit into the model's positions, or that the
+    template refuses, is a failed answer, never cut.
+
+    Raises JudgeError for a model that cannot be loaded, lacks weights, has several logits or no chat template.
     """
 
     def __init__(self, where: str) -> None:
@@ -79,9 +82,14 @@ class RewardJudge:
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
         """Each reply is scored once, however many questions it stands in; a question is answered when both its scores are known."""
-        ids = [tuple(self._ids(question.prompt, reply) for reply in (question.first, question.second)) for question in questions]
+        ids: dict[int, tuple[Ids, Ids]] = {}
+        for place, question in enumerate(questions):
+            try:
+                ids[place] = (self._ids(question.prompt, question.first), self._ids(question.prompt, question.second))
+            except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as problem:  # as data/rendering.py: templates raise anything
+                keep(place, Answer(None, fault=f"the reward model's chat template cannot write this conversation ({problem})"))
         waiting: dict[Ids, list[int]] = {}
-        for place, sides in enumerate(ids):
+        for place, sides in ids.items():
             for side in set(sides):
                 waiting.setdefault(side, []).append(place)
         scores: dict[Ids, float | str] = {}

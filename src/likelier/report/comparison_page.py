@@ -1,6 +1,5 @@
 """A comparison as one HTML page that needs no network: who wins how often, at equal lengths too, and what the judge said of some replies."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,7 @@ class Example:
 def write_comparison_page(folder: Path) -> Path:
     """Write compare.html beside compare.json and verdicts.jsonl; return its path. Raises RunError where compare.json is missing or damaged."""
     comparison = read_json(folder / "compare.json")
+    files = {row["name"]: row["file"] for row in comparison["contestants"]}
     page = {
         "name": folder.resolve().name,
         "subtitle": f"{count(comparison['prompts'], 'prompt')}, judged by {comparison['judge']['name']} in both orders",
@@ -60,7 +60,7 @@ def write_comparison_page(folder: Path) -> Path:
         "contestants": [_contestant(row) for row in comparison["contestants"]],
         "strengths": len(comparison["contestants"]) > 2,
         "notes": _notes(comparison),
-        "examples": [(f"{pair['a']} against {pair['b']}", _examples(folder, pair)) for pair in comparison["pairs"]],
+        "examples": [(f"{pair['a']} against {pair['b']}", _examples(folder, pair, files)) for pair in comparison["pairs"]],
     }
     write_atomic(folder / PAGE, template("compare.html.jinja").render(page))
     return folder / PAGE
@@ -129,9 +129,9 @@ def _notes(comparison: Row) -> list[str]:
     return notes
 
 
-def _examples(folder: Path, pair: Row) -> list[Example]:
-    """The first matches of each outcome, from verdicts.jsonl and the replies on disk."""
-    replies = {side: _replies(folder, pair[side]) for side in ("a", "b")}
+def _examples(folder: Path, pair: Row, files: Mapping[str, str]) -> list[Example]:
+    """The first matches of each outcome, from verdicts.jsonl and the replies on disk; `files` are those of the contestants."""
+    replies = {side: {row["id"]: row for row in read_jsonl(folder / files[pair[side]])} for side in ("a", "b")}
     rows = [row for row in read_jsonl(folder / "verdicts.jsonl") if (row["a"], row["b"]) == (pair["a"], pair["b"])]
     told = [row for row in rows if row.get("orders") and row["id"] in replies["a"] and row["id"] in replies["b"]]
     wanted = [row for outcome, most in EXAMPLES for row in [row for row in told if row["verdict"] == outcome][:most]]
@@ -144,9 +144,3 @@ def _example(row: Row, a: Row, b: Row) -> Example:
     reasons = tuple(f"{order}: {reason}" for order, reason in zip(orders, row["reasons"], strict=True) if reason)
     prompt = turns_of(a["prompt"])[-1][1]
     return Example(prompt, f"{won}, {row['why']}", ((row["a"], a["reply"]), (row["b"], b["reply"])), reasons)
-
-
-def _replies(folder: Path, name: str) -> dict[str, Row]:
-    """Rows of a contestant's replies by the id of their prompt. The file is named as `likelier compare` names it."""
-    file = re.sub(r"[^\w.@+-]+", "-", name).strip(".-") or "contestant"
-    return {row["id"]: row for row in read_jsonl(folder / "replies" / f"{file}.jsonl")}
