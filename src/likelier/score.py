@@ -71,7 +71,8 @@ def score(
 
     Raises RequestError for `hardest` without a reward, and what reading raises; then there is no file.
     """
-    refuse_input_as_output(out, sources)
+    for written in (out, hardest_path(out)) if hardest else (out,):
+        refuse_input_as_output(written, sources)
     refuse_ending(out)
     if hardest and subject.objective is None:
         raise RequestError(f"--hardest: {subject.name} has no reference, so pairs have no margin. Name one with --reference.")
