@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.errors import RecipeError
 from likelier.evaluate.answers import Answers
-from likelier.evaluate.exam import Exam
+from likelier.evaluate.exam import Exam, Say, quiet
 from likelier.generation.sample import Reply
 from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share
 from likelier.probes import Asked, Item
@@ -70,9 +71,14 @@ HELD_OUT_PROBES: dict[str, tuple[str, str, Measure]] = {
 """Title, better and measure of what is measured of the replies to held-out prompts, wherever shipped probes are asked."""
 
 
-def measure_probes(exam: Exam, before: Answers, after: Answers) -> list[Measured]:
-    """What the probes of the exam found. Raises RecipeError where a user's function fails."""
-    measured = [_measured(asked, before, after) for asked in exam.probes]
+def measure_probes(exam: Exam, before: Answers, after: Answers, say: Say = quiet) -> list[Measured]:
+    """What the probes of the exam found. One whose own function fails is left out, and said: what both models answered is not lost for it."""
+    measured = []
+    for asked in exam.probes:
+        try:
+            measured.append(_measured(asked, before, after))
+        except RecipeError as problem:
+            say(f"A probe is left out: {problem}")
     if exam.recipe.eval.probes and exam.shown:
         records = [exam.held_out.records[i] for i in exam.shown]
         items = [(record.id, record.prompt) for record in records]

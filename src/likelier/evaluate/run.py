@@ -50,7 +50,7 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
         return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
 
     before = subject.ask("reference", answers)
-    measured = measure_probes(exam, before, after)
+    measured = measure_probes(exam, before, after, say)
     result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured]}
     write_json(run.eval, result)
     write_jsonl(run.probes, [row for probe in measured for row in probe.rows()])

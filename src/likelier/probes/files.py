@@ -30,11 +30,14 @@ from likelier.data.messages import prompt_messages
 from likelier.errors import DataError, RecipeError, did_you_mean
 from likelier.hashing import file_hash
 from likelier.probes.definition import Item, Probe, Want
-from likelier.probes.measures import MEASURES, MeasureName, load_function
+from likelier.probes.measures import MEASURES, MeasureName, load_function, own_number
 from likelier.records import Messages
 from likelier.section import Count, Section
 
 SectionKind = TypeVar("SectionKind", bound=Section)
+
+TRIAL = "Yes, of course."
+"""A reply on which a user's function is tried before any model is asked."""
 
 
 def _pattern(value: Any) -> Any:
@@ -140,6 +143,9 @@ def _probe(entry: Any, path: Path, number: int) -> Probe:
         found = f"It has {' and '.join(f'`{way}`' for way in sorted(ways))}" if ways else "It has none"
         raise RecipeError(f"{where}: a probe measures one thing: `pattern`, `answer`, `choices` with `answer`, `function` or `measure`. {found}.")
     function = load_function(written.function, folder=path.parent, where=where) if written.function else None
+    if function:
+        for item in items[:1]:
+            own_number(function, TRIAL, [message.as_dict() for message in item.prompt], where=f"{where}, tried on a made-up reply")
     return Probe(
         name=written.name,
         title=written.title or written.name,
