@@ -140,7 +140,7 @@ def find_subject(name: str, *, reference: str = "", beta: float | None = None, m
         objective=make_objective("dpo", **({} if beta is None else {"beta": beta})) if compared else None,
         precision=precision,
         dtype=dtype,
-        max_length=max_length or _positions(settings),
+        max_length=max_length or positions(settings),
     )
 
 
@@ -194,7 +194,7 @@ def _base_of(folder: Path) -> str:
     return EMBEDDED if base == EMBEDDED_ON_HUB else str(base)
 
 
-def _positions(settings: ModelSettings) -> int:
+def positions(settings: ModelSettings) -> int:
     """How many positions the model has."""
     from transformers import AutoConfig
 

@@ -154,6 +154,16 @@ def test_a_function_that_fails_late_costs_its_probe_alone(make_run, tmp_path):
     assert "probe `tires`, prompt tires-1: its function raised AttributeError" in left_out
 
 
+def test_a_probe_that_is_too_long_for_the_model_is_left_out_and_named(make_run, tmp_path):
+    prompts = {"long": "Hello! " * 3000, "short": "Hi"}
+    entries = [f"- {{name: {name}, want: none, prompts: ['{prompt}'], pattern: x}}\n" for name, prompt in prompts.items()]
+    write_atomic(tmp_path / "own.yaml", "".join(entries))
+    run, *_ = make_run(eval={**EVAL, "probes": False, "probe_files": [str(tmp_path / "own.yaml")]})
+    said = []
+    assert [row["name"] for row in evaluate(run, said.append)["probes"]] == ["short"]
+    assert any("left out" in text and "(long): probe `long`: this model has" in text for text in said)
+
+
 def test_sets_are_asked_by_name(make_run):
     run, *_ = make_run(eval={**EVAL, "probes": ["injections"]})
     assert [row["name"] for row in evaluate(run)["probes"]] == ["injection_rate", "held_out_reply_length", "held_out_loop_rate"]

@@ -20,7 +20,7 @@ from likelier.model_files import cache_dir
 from likelier.objectives import make_objective
 from likelier.probes import probes_of
 from likelier.rundir import RunDir, write_json, write_jsonl
-from likelier.subject import Subject, subject_of_run
+from likelier.subject import Subject, positions, subject_of_run
 
 
 def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -39,7 +39,8 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
-    exam = make_exam(recipe, subject.tokenizer, held_out, end_token_id=subject.encoder.end_token_id, say=say)
+    limits = {"end_token_id": subject.encoder.end_token_id, "positions": positions(subject.settings)}
+    exam = make_exam(recipe, subject.tokenizer, held_out, **limits, say=say)
     say_policy, say_reference = (partial(_say_of, say, name) for name in ("Tuned model", "Reference"))
     reference = subject.reference_name()
     replies = _reference_replies(exam, subject, reference, say_reference)
