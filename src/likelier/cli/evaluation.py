@@ -127,7 +127,7 @@ def score(arguments: Sequence[str]) -> None:
         if not data:
             raise RequestError("no data was named. Usage: likelier score MODEL DATA --out F.")
         subject = find_subject(model, reference=reference, beta=beta, max_length=max_length, chat_template=chat_template)
-        account = score_all(subject, data, out, pairing=Pairing(pairs), tokens=tokens, hardest=hardest)
+        account = score_all(subject, data, out, pairing=Pairing(pairs), tokens=tokens, hardest=hardest, say=print)
         amounts = [(account.pairs, "pair", "pairs"), (account.replies, "single reply", "single replies")]
         print(f"{out}: {' and '.join(count(*amount) for amount in amounts if amount[0])}")
         if account.dropped:

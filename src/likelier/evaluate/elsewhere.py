@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from likelier.chunks import say_damaged
 from likelier.data.files import CONTAINERS
 from likelier.data.formats import read_records
 from likelier.data.load import Side, side_of
@@ -55,7 +56,7 @@ def evaluate_on(subject: Subject, sources: Sequence[str], *, by: By | None = Non
         objective, reward = subject.objective, f"implicit reward, {subject.objective.made_as}"
         say("scoring under the reference")
         name = subject.reference_name()
-        reference, divergences = subject.ask("reference", partial(_as_reference, side, subject, name, kept))
+        reference, divergences = subject.ask("reference", partial(_as_reference, side, subject, name, kept, say))
         measured["kl_on_data"] = measure_kl_on_data(side.examples, divergences)
     else:
         named, reward = REWARDS[by or "mean"]
@@ -95,7 +96,8 @@ def _as_policy(side: Side, subject: Subject, scorer: Scorer) -> tuple[LogpsOf, K
     return logps, kept_logits(scorer, sequences_of(spread(side.examples, scorer)), tokens_per_batch=subject.tokens_per_batch)
 
 
-def _as_reference(side: Side, subject: Subject, name: str, kept: KeptLogits, scorer: Scorer) -> tuple[LogpsOf, Any]:
+def _as_reference(side: Side, subject: Subject, name: str, kept: KeptLogits, say: Say, scorer: Scorer) -> tuple[LogpsOf, Any]:
     store = ReferenceStore(cache_dir() / "reference", name)
+    say_damaged(store.damaged, say)
     logps = score(scorer, sequences_of(side.examples), store=store, tokens_per_batch=subject.tokens_per_batch)
     return logps, token_divergences(kept, scorer, list(kept.hidden), tokens_per_batch=subject.tokens_per_batch)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from likelier.chunks import say_damaged
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError
 from likelier.evaluate.answers import Answers, ask_policy, ask_reference, write
@@ -48,6 +49,7 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
 
     def answers(scorer: Scorer) -> Answers:
         store = ReferenceStore(cache_dir() / "reference", reference)  # the one that training filled, if this is the same machinery
+        say_damaged(store.damaged, say)
         return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
 
     before = subject.ask("reference", answers)
@@ -79,6 +81,7 @@ def _held_out(run: RunDir, subject: Subject) -> Side:
 def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -> dict[Request, Reply]:
     """The reference's greedy replies; it is asked only for those that it has not written before."""
     kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id)
+    say_damaged(kept.damaged, say)
     kept.fill(exam.requests, lambda lacking: subject.ask("reference", lambda scorer: write(exam, scorer, lacking, say=say)))
     return kept.replies(exam.requests, exam.tokenizer)
 
