@@ -9,7 +9,7 @@ from likelier.errors import RecipeError
 from likelier.evaluate.answers import Answers
 from likelier.evaluate.exam import Exam, Say, quiet
 from likelier.generation.sample import Reply
-from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share
+from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share, bootstrap_share_difference
 from likelier.probes import Asked, Item
 from likelier.probes.measures import MEASURES, Measure, is_answer, own_number
 from likelier.records import Messages
@@ -36,11 +36,9 @@ class Measured:
         """Its row in eval.json, with intervals over prompts."""
         old, new = ([number for _, number in side] for side in (self.before, self.after))
         each = range(len(old))
-        intervals = {
-            "before": self._interval(old),
-            "after": self._interval(new),
-            "difference": bootstrap_difference(old, new, each, statistic=self.statistic),
-        }
+        share = self.unit == "share"
+        difference = bootstrap_share_difference(old, new, each) if share else bootstrap_difference(old, new, each, statistic=self.statistic)
+        intervals = {"before": self._interval(old), "after": self._interval(new), "difference": difference}
         about = {"name": self.name, "set": self.set, "title": self.title, "unit": self.unit, "better": self.better, "items": len(old)}
         return {**about, **{side: interval.as_dict() for side, interval in intervals.items()}}
 
