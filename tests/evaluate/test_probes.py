@@ -150,6 +150,7 @@ def test_a_function_that_fails_late_costs_its_probe_alone(make_run, tmp_path):
     said = []
     assert [row["name"] for row in evaluate(run, said.append)["probes"]] == ["letters"]
     assert run.eval.exists()
+    assert said[0] == f"Running {tmp_path / 'own.py'}, which {tmp_path / 'own.yaml'} names."
     [left_out] = [text for text in said if "left out" in text]
     assert "probe `tires`, prompt tires-1: its function raised AttributeError" in left_out
 

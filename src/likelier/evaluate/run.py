@@ -35,7 +35,7 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
     assert subject.recipe is not None
     files = tuple(dict.fromkeys([*subject.recipe.eval.probe_files, *probe_files]))
     recipe = subject.recipe.model_copy(update={"eval": subject.recipe.eval.model_copy(update={"probe_files": files})})
-    probes_of(recipe.eval.probes, files)  # a file that is wrong is refused before anything is loaded
+    probes_of(recipe.eval.probes, files, say)  # a file that is wrong is refused before anything is loaded
     held_out = _held_out(run, subject)
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
