@@ -101,6 +101,15 @@ def test_the_hardest_pairs_are_a_file_to_train_on(make_run, data, tmp_path):  # 
     assert {pair.id: pair for pair in read_all([run.path.parent / "eval.jsonl"])}[pairs[0].id] == pairs[0]
 
 
+def test_the_hardest_pairs_never_overwrite_what_is_read(make_run, data, tmp_path):  # noqa: F811
+    run, *_ = make_run()
+    source = tmp_path / "out.hardest.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    with pytest.raises(RequestError, match=r"out\.hardest\.jsonl: this is what is read"):
+        score(find_subject(str(run.path)), [str(source)], tmp_path / "out.jsonl", hardest=3)
+    assert len(rows_of(source)) == len(PAIRS)
+
+
 def test_adapters_and_models_are_scored_too(make_run, data, tmp_path, chat_model):  # noqa: F811
     run, _, _, held_out = make_run()
     own, alone, against = (tmp_path / name for name in ("own.jsonl", "alone.jsonl.gz", "against.jsonl"))

@@ -7,7 +7,7 @@ read: it is set aside, and what it held is worked out again, never trusted.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from likelier.atomic import atomic_file
@@ -40,3 +40,9 @@ class Chunks:
         path = self.folder / f"{hashlib.sha256(content).hexdigest()}.{self.ending}"
         with writing(path), atomic_file(path) as file:
             file.write(content)
+
+
+def say_damaged(damaged: Iterable[Path], say: Callable[[str], object]) -> None:
+    """A line for each chunk that reading has set aside."""
+    for path in damaged:
+        say(f"{path}: this kept file was damaged and is set aside; what it held is computed again.")

@@ -5,7 +5,7 @@
 Shape legend: B examples, L tokens of one response.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappush, heappushpop
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from likelier.atomic import atomic_file
+from likelier.chunks import say_damaged
 from likelier.data.chat import Dropped
 from likelier.data.files import refuse_ending, refuse_input_as_output, write_rows
 from likelier.data.formats import BEST_AND_WORST, read_records, write_records
@@ -62,7 +63,14 @@ class Account:
 
 
 def score(
-    subject: Subject, sources: Sequence[str], out: Path, *, pairing: Pairing = BEST_AND_WORST, tokens: bool = False, hardest: int = 0
+    subject: Subject,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    pairing: Pairing = BEST_AND_WORST,
+    tokens: bool = False,
+    hardest: int = 0,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Account:
     """Write a row for each record of `sources` into `out` (.jsonl, .jsonl.gz or .parquet), in their order; docs/evaluation.md says what it holds.
 
@@ -71,7 +79,8 @@ def score(
 
     Raises RequestError for `hardest` without a reward, and what reading raises; then there is no file.
     """
-    refuse_input_as_output(out, sources)
+    for written in (out, hardest_path(out)) if hardest else (out,):
+        refuse_input_as_output(written, sources)
     refuse_ending(out)
     if hardest and subject.objective is None:
         raise RequestError(f"--hardest: {subject.name} has no reference, so pairs have no margin. Name one with --reference.")
@@ -93,6 +102,7 @@ def score(
 
         if subject.compared:
             store = ReferenceStore(cache_dir() / "reference", subject.reference_name())
+            say_damaged(store.damaged, say)
             subject.ask("reference", partial(write, store))
         else:
             write()

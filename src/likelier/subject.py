@@ -116,13 +116,16 @@ class Subject:
 
 def find_subject(name: str, *, reference: str = "", beta: float | None = None, max_length: int | None = None, chat_template: str = "own") -> Subject:
     """What stands at `name`: a run directory, an adapter folder, or a model as a recipe's `model.name` says it. `beta` scales its rewards, the
-    recipe's or DPO's own if None. Raises RequestError for a reference beside one that it has already, RunError for a run that has not ended."""
+    recipe's or DPO's own if None. Raises RequestError for a reference, or a run's template, beside one that it has already, RunError for a run that
+    has not ended."""
     folder = Path(name).expanduser()
     run = RunDir(folder)
     has_its_own = run.recipe.is_file() or (folder / CONFIG).is_file()
     if has_its_own and reference:
         raise RequestError(f"--reference {reference}: {name} is compared with the model that it was trained from. Leave it out.")
     if run.recipe.is_file():
+        if chat_template != "own":
+            raise RequestError(f"--chat-template {chat_template}: {name} is asked with the template that it was trained with. Leave it out.")
         return subject_of_run(run, beta=beta, max_length=max_length)
     settings = ModelSettings(name=_base_of(folder) if has_its_own else name, chat_template=chat_template)
     precision: Precision = pick_precision("auto", pick_device())
@@ -140,7 +143,7 @@ def find_subject(name: str, *, reference: str = "", beta: float | None = None, m
         objective=make_objective("dpo", **({} if beta is None else {"beta": beta})) if compared else None,
         precision=precision,
         dtype=dtype,
-        max_length=max_length or _positions(settings),
+        max_length=max_length or positions(settings),
     )
 
 
@@ -194,7 +197,7 @@ def _base_of(folder: Path) -> str:
     return EMBEDDED if base == EMBEDDED_ON_HUB else str(base)
 
 
-def _positions(settings: ModelSettings) -> int:
+def positions(settings: ModelSettings) -> int:
     """How many positions the model has."""
     from transformers import AutoConfig
 

@@ -1,6 +1,7 @@
 """Runs, adapters and models evaluated on data that is not their own."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,10 +92,40 @@ def test_the_command_shows_tables_and_writes_beside_the_runs_own_evaluation(make
     assert run.eval.read_text() == before
     assert main(["eval", str(run.path), bench, "--out", str(run.eval)]) == 2
     assert main(["eval", str(run.path), "--beta", "0.3"]) == 2
+    assert main(["eval", str(run.path), "--by", "mean"]) == 2
     assert main(["eval", str(run.path.parent / "base")]) == 2
     assert "name the data" in capsys.readouterr().err
     assert main(["eval", str(run.path.parent / "base"), bench, "--by", "sum"]) == 0
     assert "log-probability of the reply" in capsys.readouterr().out
+
+
+def test_an_evaluation_on_other_records_is_not_replaced(make_run, bench, capsys):
+    run, *_ = make_run(pairs=[])
+    other = run.path.parent / "other" / "bench.jsonl"
+    other.parent.mkdir()
+    other.write_text("".join(Path(bench).read_text().splitlines(keepends=True)[1:]))
+    assert main(["eval", str(run.path), bench]) == 0
+    kept = (run.path / "eval-bench.json").read_text()
+    capsys.readouterr()
+    assert main(["eval", str(run.path), str(other)]) == 2
+    said = capsys.readouterr()
+    assert "this is an evaluation on other records" in said.err
+    assert "scoring" not in said.out, "nothing is asked first"
+    assert (run.path / "eval-bench.json").read_text() == kept
+    assert main(["eval", str(run.path), bench]) == 0, "the same records again"
+    assert main(["eval", str(run.path), str(other), "--out", str(run.path / "eval-bench.json")]) == 0
+
+
+def test_options_that_nothing_would_read_are_refused(make_run, bench):
+    run, *_ = make_run(pairs=[])
+    with pytest.raises(RequestError, match=r"--by sum: .* has a reference"):
+        evaluate_on(find_subject(str(run.path)), [bench], by="sum")
+    base = str(run.path.parent / "base")
+    compared = find_subject(base, reference=base)
+    with pytest.raises(RequestError, match=r"--by mean: .* has a reference"):
+        evaluate_on(compared, [bench], by="mean")
+    with pytest.raises(RequestError, match=r"--chat-template none: .* trained with"):
+        find_subject(str(run.path), chat_template="none")
 
 
 def test_names_of_evaluations(tmp_path):
@@ -102,6 +133,8 @@ def test_names_of_evaluations(tmp_path):
 
     run = RunDir(tmp_path)
     names = {
+        "data/v1.2": "eval-v1.2.json",
+        "bench.v3.JSONL": "eval-bench.v3.json",
         "a/bench.jsonl.gz": "eval-bench.json",
         "embedded:support": "eval-embedded-support.json",
         "hf:allenai/reward-bench:filtered": "eval-reward-bench-filtered.json",

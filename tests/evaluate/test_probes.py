@@ -100,6 +100,10 @@ def capital(reply, prompt):
     return reply[:1].isupper()
 def broken(reply, prompt):
     return reply.nowhere
+calls = []
+def tires(reply, prompt):
+    calls.append(reply)
+    return len(calls) if len(calls) < 2 else reply.nowhere
 """
 
 
@@ -130,12 +134,35 @@ def test_a_users_function_that_fails_is_named(make_run, tmp_path):
     write_atomic(tmp_path / "own.py", CODE)
     write_atomic(tmp_path / "own.yaml", "- {name: mine, want: none, prompts: [Hello], function: 'own.py:broken'}")
     run, *_ = make_run(eval={**EVAL, "probes": False, "probe_files": [str(tmp_path / "own.yaml")]})
-    with pytest.raises(RecipeError, match=r"probe `mine`, prompt mine-1: its function raised AttributeError: .*nowhere"):
+    with pytest.raises(RecipeError, match=r"probe 1 \(`mine`\), tried on a made-up reply: its function raised AttributeError: .*nowhere"):
         evaluate(run)
     write_atomic(tmp_path / "own.yaml", "- {name: mine, want: none, prompts: [Hello], function: 'own.py:brocken'}")
     with pytest.raises(RecipeError, match=r"own.py has no function `brocken`. Did you mean `broken`"):
         evaluate(run)
     assert not run.eval.exists()
+
+
+def test_a_function_that_fails_late_costs_its_probe_alone(make_run, tmp_path):
+    write_atomic(tmp_path / "own.py", CODE)
+    probes = "".join(f"- {{name: {name}, want: none, prompts: [Hello], function: 'own.py:{name}'}}\n" for name in ("tires", "letters"))
+    write_atomic(tmp_path / "own.yaml", probes)
+    run, *_ = make_run(eval={**EVAL, "probes": False, "probe_files": [str(tmp_path / "own.yaml")]})
+    said = []
+    assert [row["name"] for row in evaluate(run, said.append)["probes"]] == ["letters"]
+    assert run.eval.exists()
+    assert said[0] == f"Running {tmp_path / 'own.py'}, which {tmp_path / 'own.yaml'} names."
+    [left_out] = [text for text in said if "left out" in text]
+    assert "probe `tires`, prompt tires-1: its function raised AttributeError" in left_out
+
+
+def test_a_probe_that_is_too_long_for_the_model_is_left_out_and_named(make_run, tmp_path):
+    prompts = {"long": "Hello! " * 3000, "short": "Hi"}
+    entries = [f"- {{name: {name}, want: none, prompts: ['{prompt}'], pattern: x}}\n" for name, prompt in prompts.items()]
+    write_atomic(tmp_path / "own.yaml", "".join(entries))
+    run, *_ = make_run(eval={**EVAL, "probes": False, "probe_files": [str(tmp_path / "own.yaml")]})
+    said = []
+    assert [row["name"] for row in evaluate(run, said.append)["probes"]] == ["short"]
+    assert any("left out" in text and "(long): probe `long`: this model has" in text for text in said)
 
 
 def test_sets_are_asked_by_name(make_run):

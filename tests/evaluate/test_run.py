@@ -12,7 +12,7 @@ from likelier import subject
 from likelier.changes import list_changes
 from likelier.data.chat import Encoder
 from likelier.errors import ModelError, RunError
-from likelier.evaluate import answers, evaluate, exam
+from likelier.evaluate import answers, evaluate, evaluate_on, exam
 from likelier.generation.sample import generate
 from likelier.logprobs import reference
 from likelier.metrics import Interval
@@ -20,6 +20,8 @@ from likelier.models import as_reference, load_trained, save_trained
 from likelier.recipe import ModelSettings
 from likelier.report import write_report
 from likelier.rundir import read_jsonl, write_atomic, write_json
+from likelier.score import score
+from likelier.subject import find_subject
 from tests.evaluate.conftest import EVAL, PAIRS, sides, sums, value_of
 
 
@@ -107,7 +109,10 @@ def test_a_model_compared_with_itself_shows_no_change(make_run, method):
     for name in ("margin", "chosen_reward", "rejected_reward", "chosen_logp_change"):
         assert result["held_out"][name] == zero
     assert {name: result["held_out"]["kl"][name] for name in zero} == zero
-    assert all(probe["difference"] == zero for probe in result["probes"])
+    for probe in result["probes"]:
+        difference = Interval.from_dict(probe["difference"])
+        assert difference.value == 0
+        assert (probe["difference"] == zero) == (probe["unit"] != "share"), "no flip among a few prompts does not prove that none would"
     assert all(row["before"] == row["after"] for row in run.read_samples())
     changed, unchanged = list_changes(result, has_reference=True)
     assert changed == []
@@ -177,6 +182,32 @@ def test_a_second_evaluation_has_the_reference_write_nothing(make_run, monkeypat
     assert evaluate(run) == first
     assert written[3:] == [3, 3]
     assert run.read_samples() == samples
+
+
+def test_damage_of_what_was_kept_is_said_wherever_it_is_read(make_run, tmp_path, capsys):
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    cache, data = tmp_path / "cache", str(tmp_path / "eval.jsonl")
+    said = []
+
+    def damaged():
+        kept = [path for folder in ("replies", "reference") for path in (cache / folder).rglob("*.*") if path.suffix != ".damaged"]
+        for path in kept:
+            path.write_bytes(b"damage")
+        said.clear()
+        return [f"{path}: this kept file was damaged" for path in kept]
+
+    first = evaluate(run)
+    expected = damaged()
+    assert len(expected) == 2
+    assert evaluate(run, said.append) == first
+    assert all(any(words in text for text in said) for words in expected)
+    subject_of = find_subject(str(run.path))
+    _, of_values = damaged()
+    evaluate_on(subject_of, [data], say=said.append)
+    assert any(of_values in text for text in said)
+    *_, of_values = damaged()
+    score(subject_of, [data], tmp_path / "scores.jsonl", say=said.append)
+    assert any(of_values in text for text in said)
 
 
 def test_without_probes_nothing_is_asked_beside_the_pairs(make_run, monkeypatch):

@@ -42,6 +42,7 @@ def test_a_damaged_file_is_set_aside_and_written_again(tmp_path):
     file.write_bytes(whole.replace(b"5, 6, 2", b"5, 7, 2"))
     kept = kept_in(tmp_path)
     assert file.with_suffix(".damaged").is_file()
+    assert kept.damaged == [file]
     kept.fill(REQUESTS, writer(asked))
     assert len(asked) == 4
     assert file.read_bytes() == whole

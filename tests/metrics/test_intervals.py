@@ -17,6 +17,7 @@ from likelier.metrics import (
     bootstrap,
     bootstrap_difference,
     bootstrap_share,
+    bootstrap_share_difference,
     correct,
     intervals,
     length_summary,
@@ -135,6 +136,31 @@ def test_difference_of_booleans() -> None:
     found = bootstrap_difference([True, True, False, False], [False, True, False, False], "abcd")
     assert (found.value, found.high) == (-0.25, 0.0)
     assert not found.excludes(0.0)
+
+
+@pytest.mark.parametrize(
+    "prompts, before, after, value, low, high",
+    [
+        (2, 0, 1, 1, -0.315, 1),  # n / (n + 1.96²) of the prompts at least: 0.342
+        (2, 1, 0, -1, -1, 0.315),
+        (3, 0, 1, 1, -0.123, 1),  # 0.438
+        (4, 0, 1, 1, 0.020, 1),  # 0.510
+        (25, 1, 1, 0, -0.133, 0.133),  # 0.867
+        (25, 0, 0, 0, -0.133, 0.133),
+    ],
+)
+def test_where_all_prompts_differ_alike_a_difference_of_shares_has_a_width(prompts, before, after, value, low, high) -> None:
+    found = bootstrap_share_difference([before] * prompts, [after] * prompts, range(prompts))
+    assert found.value == value
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.0005)
+    rows = bootstrap_share_difference([before] * 2 * prompts, [after] * 2 * prompts, [*range(prompts)] * 2)
+    assert rows == found, "prompts count, not rows"
+
+
+def test_a_difference_of_shares_is_else_the_bootstraps() -> None:
+    before, after = [1, 1, 0, 0], [0, 1, 0, 0]
+    assert bootstrap_share_difference(before, after, "abcd") == bootstrap_difference(before, after, "abcd")
+    assert bootstrap_share_difference([0, 0], [1, 1], "aa") == Interval(1.0, -math.inf, math.inf), "one prompt says nothing about the spread"
 
 
 def test_accuracy_counts_a_tie_half() -> None:

@@ -151,6 +151,14 @@ def test_what_is_wrong_is_refused_with_file_and_entry(written, text, words):
     assert (words or "It has `measure` and `pattern`.") in str(refused.value)
 
 
+def test_code_is_named_before_it_runs(written, tmp_path):
+    written("raise SystemError('it ran')", "own.py")
+    path, said = written(ENTRY.replace("pattern: x", "function: 'own.py:f'")), []
+    with pytest.raises(RecipeError, match="it ran"):
+        read_probes(path, said.append)
+    assert said == [f"Running {tmp_path / 'own.py'}, which {path} names."]
+
+
 def test_missing_files_are_named(written, tmp_path):
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: there is no such probe file"):
         read_probes(tmp_path / "nowhere.yaml")

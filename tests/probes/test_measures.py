@@ -3,6 +3,7 @@
 import doctest
 import string
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,8 @@ def test_a_users_function_may_return_truth_or_a_finite_number():
         return {"yes": True, "no": False, "three": 3, "half": 0.5}.get(reply, reply)
 
     assert [own_number(function, word, [], where="p") for word in ("yes", "no", "three", "half")] == [True, False, 3, 0.5]
+    of_numpy = [own_number(lambda *_, found=found: found, "", [], where="p") for found in (np.bool_(True), np.int64(3), np.float32(0.5))]
+    assert [(found, type(found)) for found in of_numpy] == [(True, bool), (3, int), (0.5, float)]
     with pytest.raises(RecipeError, match="p: its function returned 'maybe'"):
         own_number(function, "maybe", [], where="p")
     with pytest.raises(RecipeError, match="p: its function returned nan"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from likelier.errors import ModelError
+from likelier.errors import DataError, ModelError
 from likelier.probes import Question, in_tokens, shipped_probes
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -49,11 +49,9 @@ def test_right_answers_stand_in_every_place_about_as_often(chat_tokenizer):
 def test_the_largest_sum_is_the_answer_and_a_tie_is_none(chat_tokenizer):
     choices = questions(chat_tokenizer)[0].choices
     sums = dict(zip(choices, map(torch.tensor, ([-1.0, -2.0], [-2.5], [-0.4] * 5, [-9.0])), strict=True))
-    assert [Question(choices, answer).is_right(sums) for answer in range(4)] == [False, False, True, False]
     assert Question(choices, 0).chosen(sums) == 2
     sums[choices[3]] = torch.tensor([-2.0])
     sums[choices[2]] = torch.tensor([-2.0])
-    assert not any(Question(choices, answer).is_right(sums) for answer in range(4))
     assert Question(choices, 0).chosen(sums) is None
 
 
@@ -97,6 +95,19 @@ def test_the_shorter_limit_counts(chat_tokenizer):
     assert asked("short_answers", chat_tokenizer).max_new_tokens == 16
     assert asked("short_answers", chat_tokenizer, max_new_tokens=5).max_new_tokens == 5
     assert asked("reply_length", chat_tokenizer, max_new_tokens=77).max_new_tokens == 77
+
+
+@pytest.mark.parametrize("name", ["qa_accuracy", "reply_length"])
+def test_what_the_model_has_no_positions_for_is_named(chat_tokenizer, name):
+    [probe] = [probe for probe in shipped_probes() if probe.name == name]
+    found = in_tokens(probe, chat_tokenizer, max_new_tokens=8)
+    longest = max(
+        [len(choice.prompt_ids + choice.response_ids) for question in found.questions for choice in question.choices]
+        + [len(prompt) + 8 for prompt in found.prompts]
+    )
+    assert in_tokens(probe, chat_tokenizer, max_new_tokens=8, positions=longest) == found
+    with pytest.raises(DataError, match=f"probe `{name}`: this model has {longest - 1} positions, .* takes {longest}"):
+        in_tokens(probe, chat_tokenizer, max_new_tokens=8, positions=longest - 1)
 
 
 def test_a_probe_has_questions_or_prompts(chat_tokenizer):

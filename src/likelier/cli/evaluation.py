@@ -23,7 +23,7 @@ def eval_(arguments: Sequence[str]) -> None:
         *,
         probes: tuple[str, ...] = (),
         out: Path | None = None,
-        by: Literal["mean", "sum"] = "mean",
+        by: Literal["mean", "sum"] | None = None,
         reference: str = "",
         beta: float | None = None,
         max_length: int | None = None,
@@ -35,8 +35,9 @@ def eval_(arguments: Sequence[str]) -> None:
             model: a run directory; or, with DATA, an adapter folder, a model folder, a .gguf file, a hub name or `embedded`.
             data: files, folders or hf:owner/name of records in any shape that `convert` reads.
             probes: YAML files of your own probes to ask a run too, where no data is named (docs/probes.md).
-            out: where the numbers go as JSON. A run's go into it as eval-NAME.json unless this is given; a model's are only shown.
-            by: what ranks replies where there is no reference: their log-probability by tokens, or its sum.
+            out: where the numbers go as JSON. A run's go into it as eval-NAME.json unless this is given, NAME from the first
+                of DATA; a model's are only shown.
+            by: what ranks replies where there is no reference: their log-probability by tokens (mean; so if left out), or its sum.
             reference: compare a model that is no run and no adapter with this one.
             beta: scale of the rewards (run: its own; else 0.1).
             max_length: leave longer records out (run: its data.max_length; else what the model has positions for).
@@ -49,7 +50,7 @@ def eval_(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(
-    model: str, data: tuple[str, ...], probes: tuple[str, ...], out: Path | None, by: Literal["mean", "sum"], options: dict[str, Any]
+    model: str, data: tuple[str, ...], probes: tuple[str, ...], out: Path | None, by: Literal["mean", "sum"] | None, options: dict[str, Any]
 ) -> None:
     from likelier.data.files import refuse_input_as_output
     from likelier.errors import RequestError
@@ -62,18 +63,19 @@ def _evaluate(
         if not data:
             if not run.recipe.is_file():
                 raise RequestError(f"{model}: this is not a run directory (no recipe.yaml in it), so name the data to evaluate it on.")
-            if out or any(value not in (None, "", "own") for value in options.values()):
+            if out or by or any(value not in (None, "", "own") for value in options.values()):
                 raise RequestError("without data a run is evaluated as its recipe says. Name data, or leave the other options out.")
             result = evaluate(run, show.say, probe_files=probes)
         elif probes:
             raise RequestError("--probes are asked beside what a run held out: leave the data out.")
         else:
-            target = out or (evaluation_path(run, data) if run.recipe.is_file() else None)
+            own_file = evaluation_path(run, data) if run.recipe.is_file() and not out else None
+            target = out or own_file
             if target:
                 refuse_input_as_output(target, data)
                 if target.resolve() == run.eval.resolve():
                     raise RequestError(f"{target}: this is the evaluation of the run itself. Name another file with --out.")
-            result = evaluate_on(find_subject(model, **options), data, by=by, say=show.say)
+            result = evaluate_on(find_subject(model, **options), data, by=by, own_file=own_file, say=show.say)
             if target:
                 write_json(target, result)
                 show.say(f"Written: {target}")
@@ -125,7 +127,7 @@ def score(arguments: Sequence[str]) -> None:
         if not data:
             raise RequestError("no data was named. Usage: likelier score MODEL DATA --out F.")
         subject = find_subject(model, reference=reference, beta=beta, max_length=max_length, chat_template=chat_template)
-        account = score_all(subject, data, out, pairing=Pairing(pairs), tokens=tokens, hardest=hardest)
+        account = score_all(subject, data, out, pairing=Pairing(pairs), tokens=tokens, hardest=hardest, say=print)
         amounts = [(account.pairs, "pair", "pairs"), (account.replies, "single reply", "single replies")]
         print(f"{out}: {' and '.join(count(*amount) for amount in amounts if amount[0])}")
         if account.dropped:

@@ -13,6 +13,7 @@ from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
 from likelier.probes import Asked, Probe, in_tokens, probes_of
+from likelier.probes.tokens import UNLIMITED
 from likelier.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -64,8 +65,9 @@ class Exam:
         return list(dict.fromkeys([*self.shown_requests, *probed]))
 
 
-def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, say: Say = quiet) -> Exam:
-    """The exam for one run: up to `eval.samples` held-out prompts, spread evenly over the file, and the probes if they are wanted."""
+def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, positions: int = UNLIMITED, say: Say = quiet) -> Exam:
+    """The exam for one run: up to `eval.samples` held-out prompts, spread evenly over the file, and the probes that are wanted, but for those that
+    the model's template cannot say or its `positions` have no room for."""
     first_of_prompt: dict[Ids, int] = {}
     for i, example in enumerate(held_out.examples):
         first_of_prompt.setdefault(example.prompt_ids, i)
@@ -73,16 +75,17 @@ def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: i
     wanted = min(recipe.eval.samples, len(firsts))
     shown = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
     wanted_probes = probes_of(recipe.eval.probes, recipe.eval.probe_files)
-    return Exam(recipe, tokenizer, end_token_id, held_out, shown, _in_tokens(wanted_probes, recipe, tokenizer, say))
+    return Exam(recipe, tokenizer, end_token_id, held_out, shown, _in_tokens(wanted_probes, recipe, tokenizer, positions, say))
 
 
-def _in_tokens(probes: list[Probe], recipe: Recipe, tokenizer: Any, say: Say) -> list[Asked]:
+def _in_tokens(probes: list[Probe], recipe: Recipe, tokenizer: Any, positions: int, say: Say) -> list[Asked]:
     asked, left_out = [], {}
     for probe in probes:
         try:
-            asked.append(in_tokens(probe, tokenizer, recipe.model.chat_template, max_new_tokens=recipe.eval.max_new_tokens))
+            limits = {"max_new_tokens": recipe.eval.max_new_tokens, "positions": positions}
+            asked.append(in_tokens(probe, tokenizer, recipe.model.chat_template, **limits))
         except (DataError, ModelError) as problem:  # one that has every reply begin with its reasoning, for example
             left_out[probe.name] = problem
     if left_out:
-        say(f"Probes are left out that do not fit this chat template ({', '.join(left_out)}): {next(iter(left_out.values()))}")
+        say(f"Probes are left out that do not fit this model or its chat template ({', '.join(left_out)}): {next(iter(left_out.values()))}")
     return asked

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.errors import RecipeError
 from likelier.evaluate.answers import Answers
-from likelier.evaluate.exam import Exam
+from likelier.evaluate.exam import Exam, Say, quiet
 from likelier.generation.sample import Reply
-from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share
+from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share, bootstrap_share_difference
 from likelier.probes import Asked, Item
 from likelier.probes.measures import MEASURES, Measure, is_answer, own_number
 from likelier.records import Messages
@@ -35,11 +36,9 @@ class Measured:
         """Its row in eval.json, with intervals over prompts."""
         old, new = ([number for _, number in side] for side in (self.before, self.after))
         each = range(len(old))
-        intervals = {
-            "before": self._interval(old),
-            "after": self._interval(new),
-            "difference": bootstrap_difference(old, new, each, statistic=self.statistic),
-        }
+        share = self.unit == "share"
+        difference = bootstrap_share_difference(old, new, each) if share else bootstrap_difference(old, new, each, statistic=self.statistic)
+        intervals = {"before": self._interval(old), "after": self._interval(new), "difference": difference}
         about = {"name": self.name, "set": self.set, "title": self.title, "unit": self.unit, "better": self.better, "items": len(old)}
         return {**about, **{side: interval.as_dict() for side, interval in intervals.items()}}
 
@@ -70,9 +69,14 @@ HELD_OUT_PROBES: dict[str, tuple[str, str, Measure]] = {
 """Title, better and measure of what is measured of the replies to held-out prompts, wherever shipped probes are asked."""
 
 
-def measure_probes(exam: Exam, before: Answers, after: Answers) -> list[Measured]:
-    """What the probes of the exam found. Raises RecipeError where a user's function fails."""
-    measured = [_measured(asked, before, after) for asked in exam.probes]
+def measure_probes(exam: Exam, before: Answers, after: Answers, say: Say = quiet) -> list[Measured]:
+    """What the probes of the exam found. One whose own function fails is left out, and said: what both models answered is not lost for it."""
+    measured = []
+    for asked in exam.probes:
+        try:
+            measured.append(_measured(asked, before, after))
+        except RecipeError as problem:
+            say(f"A probe is left out: {problem}")
     if exam.recipe.eval.probes and exam.shown:
         records = [exam.held_out.records[i] for i in exam.shown]
         items = [(record.id, record.prompt) for record in records]

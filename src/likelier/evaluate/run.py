@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from likelier.chunks import say_damaged
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError
 from likelier.evaluate.answers import Answers, ask_policy, ask_reference, write
@@ -20,7 +21,7 @@ from likelier.model_files import cache_dir
 from likelier.objectives import make_objective
 from likelier.probes import probes_of
 from likelier.rundir import RunDir, write_json, write_jsonl
-from likelier.subject import Subject, subject_of_run
+from likelier.subject import Subject, positions, subject_of_run
 
 
 def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -34,12 +35,13 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
     assert subject.recipe is not None
     files = tuple(dict.fromkeys([*subject.recipe.eval.probe_files, *probe_files]))
     recipe = subject.recipe.model_copy(update={"eval": subject.recipe.eval.model_copy(update={"probe_files": files})})
-    probes_of(recipe.eval.probes, files)  # a file that is wrong is refused before anything is loaded
+    probes_of(recipe.eval.probes, files, say)  # a file that is wrong is refused before anything is loaded
     held_out = _held_out(run, subject)
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
-    exam = make_exam(recipe, subject.tokenizer, held_out, end_token_id=subject.encoder.end_token_id, say=say)
+    limits = {"end_token_id": subject.encoder.end_token_id, "positions": positions(subject.settings)}
+    exam = make_exam(recipe, subject.tokenizer, held_out, **limits, say=say)
     say_policy, say_reference = (partial(_say_of, say, name) for name in ("Tuned model", "Reference"))
     reference = subject.reference_name()
     replies = _reference_replies(exam, subject, reference, say_reference)
@@ -47,10 +49,11 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
 
     def answers(scorer: Scorer) -> Answers:
         store = ReferenceStore(cache_dir() / "reference", reference)  # the one that training filled, if this is the same machinery
+        say_damaged(store.damaged, say)
         return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
 
     before = subject.ask("reference", answers)
-    measured = measure_probes(exam, before, after)
+    measured = measure_probes(exam, before, after, say)
     result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured]}
     write_json(run.eval, result)
     write_jsonl(run.probes, [row for probe in measured for row in probe.rows()])
@@ -78,6 +81,7 @@ def _held_out(run: RunDir, subject: Subject) -> Side:
 def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -> dict[Request, Reply]:
     """The reference's greedy replies; it is asked only for those that it has not written before."""
     kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id)
+    say_damaged(kept.damaged, say)
     kept.fill(exam.requests, lambda lacking: subject.ask("reference", lambda scorer: write(exam, scorer, lacking, say=say)))
     return kept.replies(exam.requests, exam.tokenizer)
 

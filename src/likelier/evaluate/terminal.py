@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from likelier.changes import held_out_amount, held_out_measures, probe_row
 from likelier.metrics import Interval
@@ -14,11 +15,11 @@ PARTS = {"reason": "by reason", "group": "by group", "length": "by length"}
 
 
 def show_evaluation(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the tables of eval.json; what was not measured is left out."""
+    """Print the tables of eval.json; what was not measured is left out. Names that users gave are shown as they are, brackets too."""
     console = console or Console()
     console.print(f"{held_out_amount(evaluation)}, data set {evaluation['dataset'][:12]}", highlight=False)
     if evaluation.get("reward"):
-        console.print(f"reward: {evaluation['reward']}", highlight=False, markup=False)
+        console.print(Text(f"reward: {evaluation['reward']}"))
     table = _table("", "", "95% interval", "")
     for measure in held_out_measures(evaluation):
         table.add_row(measure.title, measure.value, measure.ends, measure.note)
@@ -32,7 +33,7 @@ def show_evaluation(evaluation: Mapping[str, Any], console: Console | None = Non
         table = _table("probe", "before", "after", "difference", "")
         for probe in evaluation["probes"]:
             row = probe_row(probe)
-            table.add_row(row.title, row.before, row.after, f"{row.difference} ({row.difference_ends})", row.verdict)
+            table.add_row(Text(row.title), row.before, row.after, f"{row.difference} ({row.difference_ends})", row.verdict)
         console.print(table)
 
 
@@ -40,7 +41,7 @@ def _parts(title: str, parts: Mapping[str, Any]) -> Table:
     table = _table(title, "", "accuracy", "margin")
     for name, part in parts.items():
         accuracy, margin = (Interval.from_dict(part[key]) for key in ("accuracy", "margin"))
-        table.add_row(name, count(part["pairs"], "pair"), estimate(accuracy, "share"), estimate(margin, ""))
+        table.add_row(Text(name), count(part["pairs"], "pair"), estimate(accuracy, "share"), estimate(margin, ""))
     return table
 
 

@@ -34,6 +34,11 @@ class KeptReplies:
         for content in self._chunks.read():
             self._ids |= {row["key"]: tuple(row["ids"]) for row in map(json.loads, content.splitlines())}
 
+    @property
+    def damaged(self) -> list[Path]:
+        """Chunks that opening has set aside."""
+        return self._chunks.damaged
+
     def lacks(self, requests: Sequence[Request]) -> list[Request]:
         """The requests to which no reply is kept, each once."""
         return [request for request in dict.fromkeys(requests) if self._key(request) not in self._ids]

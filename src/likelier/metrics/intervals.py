@@ -94,7 +94,7 @@ def bootstrap(
     Rows of one cluster (pairs of one prompt) are not independent, so clusters are drawn, C out of C with replacement, and a drawn cluster
     brings all of its rows: mean* = Σ sums[drawn] / Σ sizes[drawn]. The ends are the (1 ± level) / 2 quantiles of R such means (or medians).
     With a single cluster nothing is known about the spread and both ends are infinite; below some twenty clusters the interval is too narrow,
-    and where all clusters agree it has no width.
+    and where all clusters agree it has no width (`bootstrap_share` and `bootstrap_share_difference` give shares one).
 
     Raises ValueError when `values` is empty, not finite, or of another length than `clusters`.
     Source: Efron & Tibshirani 1993, chapter 13 (percentile interval); Davison & Hinkley 1997, section 3.8 (resampling clusters).
@@ -148,6 +148,26 @@ def bootstrap_difference(
         return bootstrap(after_N - before_N, clusters, seed=seed, resamples=resamples, level=level)
     sides_R = [_resampled(side_N, clusters, statistic, seed, resamples) for side_N in (before_N, after_N)]  # one seed: the same draws
     return _percentile_interval(_estimate(after_N, statistic) - _estimate(before_N, statistic), sides_R[1] - sides_R[0], level)
+
+
+def bootstrap_share_difference(
+    before: ArrayLike, after: ArrayLike, clusters: Sequence[str] | Sequence[int], *, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """`bootstrap_difference` of shares: rows (N,) from 0 to 1. Where all rows differ by one d there is no spread to resample. At least a share w of
+    prompts differs by d, w the low end of Wilson's interval for C of C prompts, and the others by anything from -1 to 1: w·d ± (1 - w).
+
+    So two or three prompts that all flip are no proof of a change; four are at the limit of one. Wider than Newcombe's score interval for paired
+    shares (1998, method 10), whose low end is above 0 for two flips of two.
+
+    >>> bootstrap_share_difference([0, 0], [1, 1], "ab").excludes(0.0)
+    False
+    """
+    found = bootstrap_difference(before, after, clusters, seed=seed, level=level)
+    differences_N, prompts = finite(after) - finite(before), len(set(clusters))
+    if prompts == 1 or (differences_N != differences_N[0]).any():
+        return found
+    difference, others = found.value, 1 - wilson(prompts, prompts, level=level).low
+    return Interval(difference, difference - others * (1 + difference), difference + others * (1 - difference))
 
 
 def _estimate(values_N: np.ndarray, statistic: Statistic) -> float:

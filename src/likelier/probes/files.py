@@ -16,7 +16,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -30,11 +30,15 @@ from likelier.data.messages import prompt_messages
 from likelier.errors import DataError, RecipeError, did_you_mean
 from likelier.hashing import file_hash
 from likelier.probes.definition import Item, Probe, Want
-from likelier.probes.measures import MEASURES, MeasureName, load_function
+from likelier.probes.measures import MEASURES, MeasureName, load_function, own_number
 from likelier.records import Messages
 from likelier.section import Count, Section
 
 SectionKind = TypeVar("SectionKind", bound=Section)
+Say = Callable[[str], object]
+
+TRIAL = "Yes, of course."
+"""A reply on which a user's function is tried before any model is asked."""
 
 
 def _pattern(value: Any) -> Any:
@@ -92,10 +96,10 @@ class WrittenProbe(Right):
     """Longest reply, if it shall be shorter than eval.max_new_tokens."""
 
 
-def probes_of(sets: bool | Sequence[str], files: Iterable[str | Path]) -> list[Probe]:
-    """The probes that `eval.probes` and `eval.probe_files` ask for. Raises RecipeError or DataError for a file that is missing or wrong, and
-    where two probes have one name."""
-    own = [probe for file in files for probe in read_probes(file)]
+def probes_of(sets: bool | Sequence[str], files: Iterable[str | Path], say: Say = lambda _: None) -> list[Probe]:
+    """The probes that `eval.probes` and `eval.probe_files` ask for; `say` is told what `read_probes` tells it. Raises RecipeError or DataError for a
+    file that is missing or wrong, and where two probes have one name."""
+    own = [probe for file in files for probe in read_probes(file, say)]
     taken = [probe.name for probe in (*shipped_probes(), *own)]
     for name in taken:
         if taken.count(name) > 1 or name.startswith("held_out_"):
@@ -110,8 +114,9 @@ def shipped_probes() -> tuple[Probe, ...]:
         return tuple(read_probes(path))
 
 
-def read_probes(path: str | Path) -> list[Probe]:
-    """The probes of one file. Raises RecipeError, or DataError for a file of prompts, naming file and entry and the mend."""
+def read_probes(path: str | Path, say: Say = lambda _: None) -> list[Probe]:
+    """The probes of one file. Before a Python file that it names is run, `say` is told which. Raises RecipeError, or DataError for a file of
+    prompts, naming file and entry and the mend."""
     path = Path(path)
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,10 +128,10 @@ def read_probes(path: str | Path) -> list[Probe]:
         raise RecipeError(f"{path}: this is not valid YAML: {problem}") from None
     if not isinstance(written, list) or not written:
         raise RecipeError(f"{path}: a probe file is a list of probes, each `- name: …` with `prompts`, `want` and what is right.")
-    return [_probe(entry, path, number) for number, entry in enumerate(written, 1)]
+    return [_probe(entry, path, number, say) for number, entry in enumerate(written, 1)]
 
 
-def _probe(entry: Any, path: Path, number: int) -> Probe:
+def _probe(entry: Any, path: Path, number: int, say: Say) -> Probe:
     name = f" (`{entry['name']}`)" if isinstance(entry, dict) and isinstance(entry.get("name"), str) else ""
     where = f"{path}: probe {number}{name}"
     written = _checked(WrittenProbe, entry, where)
@@ -139,7 +144,12 @@ def _probe(entry: Any, path: Path, number: int) -> Probe:
     if len(ways) != 1:
         found = f"It has {' and '.join(f'`{way}`' for way in sorted(ways))}" if ways else "It has none"
         raise RecipeError(f"{where}: a probe measures one thing: `pattern`, `answer`, `choices` with `answer`, `function` or `measure`. {found}.")
-    function = load_function(written.function, folder=path.parent, where=where) if written.function else None
+    function = None
+    if written.function:
+        say(f"Running {path.parent / written.function.rpartition(':')[0]}, which {path} names.")
+        function = load_function(written.function, folder=path.parent, where=where)
+        for item in items[:1]:
+            own_number(function, TRIAL, [message.as_dict() for message in item.prompt], where=f"{where}, tried on a made-up reply")
     return Probe(
         name=written.name,
         title=written.title or written.name,

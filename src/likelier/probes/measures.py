@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from likelier.errors import RecipeError, did_you_mean
 from likelier.metrics import Statistic, has_apology, has_refusal, in_a_loop
 
@@ -79,11 +81,13 @@ def load_function(name: str, *, folder: Path, where: str) -> OwnFunction:
 
 
 def own_number(function: OwnFunction, reply: str, prompt: list[dict[str, Any]], *, where: str) -> bool | float:
-    """What a user's function says of a reply: true or false, or a number. Raises RecipeError, beginning with `where`, for anything else."""
+    """What a user's function says of a reply: true or false, or a number; NumPy's too. Raises RecipeError, beginning with `where`, for all else."""
     try:
         found = function(reply, prompt)
     except Exception as problem:  # whatever a user's function raises
         raise RecipeError(f"{where}: its function raised {type(problem).__name__}: {problem}. The reply was {reply[:200]!r}.") from problem
+    if isinstance(found, np.generic):
+        found = found.item()
     if isinstance(found, bool) or (isinstance(found, int | float) and math.isfinite(found)):
         return found
     raise RecipeError(f"{where}: its function returned {found!r}. It returns true or false, or a finite number.")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from likelier.data.chat import Encoder
-from likelier.errors import ModelError
+from likelier.errors import DataError, ModelError
 from likelier.examples import Ids
 from likelier.logprobs.tree import PromptResponse
 from likelier.probes.definition import Item, Probe
@@ -28,10 +28,6 @@ class Question:
         sums = [float(logps[choice].sum()) for choice in self.choices]
         return sums.index(max(sums)) if sums.count(max(sums)) == 1 else None
 
-    def is_right(self, logps: Mapping[PromptResponse, Tensor]) -> bool:
-        """Whether it is the right one."""
-        return self.chosen(logps) == self.answer
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -42,10 +38,16 @@ class Asked:
     prompts: tuple[Ids, ...]
     max_new_tokens: int
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest prompt takes with its reply."""
+        scored = [len(choice.prompt_ids) + len(choice.response_ids) for question in self.questions for choice in question.choices]
+        return max([*scored, *(len(prompt) + self.max_new_tokens for prompt in self.prompts)], default=0)
 
-def in_tokens(probe: Probe, tokenizer: Any, chat_template: str = "own", *, max_new_tokens: int) -> Asked:
+
+def in_tokens(probe: Probe, tokenizer: Any, chat_template: str = "own", *, max_new_tokens: int, positions: int = UNLIMITED) -> Asked:
     """The probe as this model is asked; replies are at most as long as both the probe and `max_new_tokens` allow. Raises ModelError or DataError
-    where the chat template cannot say it.
+    where the chat template cannot say it, or a prompt with its reply takes more than the model's `positions`.
 
     A choice is scored by log P(the reply begins with it): the sum over its tokens, without the end token. Whether a reply of one bare word would
     end there says nothing about knowledge, and a mean over tokens favours long choices: with the embedded model 65% are right by this score,
@@ -57,11 +59,11 @@ def in_tokens(probe: Probe, tokenizer: Any, chat_template: str = "own", *, max_n
         Question(tuple(_choice(encoder, item, choice, plain) for choice in item.choices), item.right) for item in probe.items if item.choices
     )
     prompts = tuple(_prompt(encoder, item.prompt, plain) for item in probe.items if not item.choices)
-    return Asked(probe, questions, prompts, min(probe.max_new_tokens or max_new_tokens, max_new_tokens))
-
-
-def _question(encoder: Encoder, item: Item, plain: bool) -> Question:
-    return Question(tuple(_choice(encoder, item, choice, plain) for choice in item.choices), item.right)
+    asked = Asked(probe, questions, prompts, min(probe.max_new_tokens or max_new_tokens, max_new_tokens))
+    needed = asked.longest
+    if needed > positions:
+        raise DataError(f"probe `{probe.name}`: this model has {positions} positions, and the longest prompt with its reply takes {needed}.")
+    return asked
 
 
 def _choice(encoder: Encoder, item: Item, choice: str, plain: bool) -> PromptResponse:

@@ -39,7 +39,7 @@ def clear(run: RunDir) -> None:
 def forget(run: RunDir) -> None:
     """Remove all but recipe and model: what a run that begins must not find."""
     with writing(run.path):
-        for path in (run.manifest, run.metrics, run.filmstrip, run.eval, run.samples, run.probes, run.report):
+        for path in (run.manifest, run.metrics, run.filmstrip, run.eval, run.samples, run.probes, run.report, *run.path.glob("eval-*.json")):
             path.unlink(missing_ok=True)
         for folder in (run.checkpoints, run.trackers):
             if folder.exists():

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 
 class Progress:
@@ -36,7 +37,7 @@ class Bars(Progress):
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(Text(text))  # not its markup: groups and replies may hold brackets
 
     def reference_scored(self, done: int, total: int) -> None:
         self._show("reference", done, total)

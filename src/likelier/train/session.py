@@ -20,6 +20,7 @@ from typing import Any
 from likelier.adapters import start_files
 from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
+from likelier.chunks import say_damaged
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
@@ -225,8 +226,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
 def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
     """The reference's store in the cache, by weights and numerics."""
     store = ReferenceStore(cache_dir() / "reference", identity(weights=prepared.weights, numerics=prepared.numerics))
-    for damaged in store.damaged:
-        show.say(f"Reference store: {damaged} was damaged and is set aside; its values are computed again.")
+    say_damaged(store.damaged, show.say)
     return store
 
 
