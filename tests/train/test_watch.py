@@ -15,6 +15,7 @@ from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.plain import plain_scores
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train import session
 from likelier.train.progress import Bars, Progress
@@ -232,11 +233,19 @@ def test_a_changed_reference_is_written_down(watched, monkeypatch):
         next(p for n, p in policy.model.named_parameters() if "lora_" not in n).data += 1e-3
         return result
 
-    monkeypatch.setattr(session, "fit", tampering_fit)
-    with pytest.raises(TrainingStopped, match="the reference changed"):
-        train_recipe(watched)
-    [row] = RunDir(watched.out).read_metrics("symptom")
+    run = RunDir(watched.out)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "fit", tampering_fit)
+        with pytest.raises(TrainingStopped, match="the reference changed"):
+            train_recipe(watched)
+    [row] = run.read_metrics("symptom")
     assert (row["name"], row["step"]) == ("reference-changed", STEPS)
+    manifest = run.read_manifest()
+    assert (manifest["outcome"], manifest["reference"]["unchanged"]) == (None, False)
+    page = write_report(run).read_text()
+    assert "Do not ship it: its reference changed during the run" in page
+    assert "no model was saved" in page
+    assert "Training has not ended" not in page
 
 
 def test_a_symptom_is_a_line_on_the_screen(watched, capsys):

@@ -196,8 +196,11 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
     unchanged = (
         None if store is None else store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
     )
+    scored = len(set(everything))
+    reference = {"computed": computed, "reused": scored - computed, "unchanged": unchanged} if store else None
     if unchanged is False:
         watch.tell([reference_changed(state.step)])
+        write_json(run.manifest, run.read_manifest() | {"reference": reference})
         raise TrainingStopped(
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )
@@ -213,7 +216,6 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
         "seconds": round(state.seconds, 1),
         "reference_seconds": round(reference_seconds, 1),
     }
-    reference = {"computed": computed, "reused": len(set(everything)) - computed, "unchanged": unchanged} if store else None
     manifest = run.read_manifest() | {"outcome": outcome, "reference": reference}
     card = model_card(recipe, manifest, adapter=settings.method != "full")
     notes = provenance_notes(manifest)
