@@ -13,8 +13,8 @@ from likelier.wording import count, ends, estimate, listing, number, quantity
 
 Row = Mapping[str, Any]
 
-FEWEST_PAIRS = 20
-"""Held-out pairs, or replies judged alone, below which a bootstrap interval is too narrow to decide by (`likelier.metrics.bootstrap`)."""
+FEWEST_PROMPTS = 20
+"""Held-out prompts below which a bootstrap interval, which draws prompts, is too narrow to decide by (`likelier.metrics.bootstrap`)."""
 
 FEWEST_IN_GROUP = 10
 """Pairs below which a reason, a group or a length bin is not held against a run."""
@@ -162,13 +162,19 @@ def _doubts(manifest: Row, evaluation: Row, symptoms: Sequence[Symptom]) -> list
         found += [
             f"the pairs of {_quoted(name)}, of which only {quantity(row['accuracy']['value'], 'share')} are ranked right" for name, row in wrong
         ]
-    if (evaluation.get("replies") or evaluation["pairs"]) < FEWEST_PAIRS:
-        found.append(f"more held-out data ({held_out_amount(evaluation)} are too few to tell)")
+    if (prompts := _held_out_prompts(manifest, evaluation)) < FEWEST_PROMPTS:
+        found.append(f"more held-out data ({held_out_amount(evaluation)} on {count(prompts, 'prompt')} are too few to tell)")
     if not evaluation.get("probes"):
         found.append("what else it changed, since no probe was asked")
     if accepted := (manifest.get("audit") or {}).get("accepted"):
         found.append(f"the audit, whose fatal findings were accepted ({listing(accepted)})")
     return found
+
+
+def _held_out_prompts(manifest: Row, evaluation: Row) -> int:
+    """Of how many prompts the evaluation was; of one from before it said so, as many as were held out."""
+    asked = (evaluation.get("margins") or {}).get("prompt")
+    return len(set(asked)) if asked else int(manifest["data"]["eval"]["prompts"])
 
 
 def _calibration(evaluation: Row) -> str:
