@@ -74,6 +74,7 @@ def test_a_watched_run_is_the_same_run_bit_for_bit(watched, method, precision):
     kls = [row["kl"] for row in seen.read_metrics("eval")]
     assert all(isinstance(kl, float) for kl in kls)
     assert max(kls) > 0.01
+    assert {row["prompts"] for row in seen.read_metrics("eval")} == {20}
 
 
 def test_the_filmstrip_holds_the_same_prompts_at_each_look(watched):
@@ -246,6 +247,9 @@ def test_a_changed_reference_is_written_down(watched, monkeypatch):
     assert "Do not ship it: its reference changed during the run" in page
     assert "no model was saved" in page
     assert "Training has not ended" not in page
+    train_recipe(watched)
+    assert run.read_manifest()["reference"]["unchanged"] is True
+    assert told(run) == [], "the end was good, this time"
 
 
 def test_a_symptom_is_a_line_on_the_screen(watched, capsys):
