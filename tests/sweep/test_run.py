@@ -1,5 +1,6 @@
 """Whole sweeps with a tiny model: one reference pass, what survives a kill, what is given up, what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from likelier.errors import RecipeError, Refused, RequestError, RunError, TrainingStopped
 from likelier.logprobs import reference
 from likelier.logprobs.scorer import Scorer
-from likelier.rundir import RunDir
+from likelier.rundir import RunDir, writing
 from likelier.sweep import run as module
 from likelier.sweep import sweep_recipe
 from likelier.train import session
@@ -142,6 +143,8 @@ def test_a_hopeless_run_is_given_up_with_a_checkpoint_and_goes_on_with_keep_all(
     assert judged[-3:] == [(0, 8), (1, 8), (2, 8)]
     assert [row["state"] for row in content["runs"]] == ["done", "stopped"]
     row, run = content["runs"][1], RunDir(out / "beta=0.5")
+    first = RunDir(out / "beta=0.1").read_manifest()["reference"]["computed"]
+    assert content["reference"] == {"computed": first, "reused": first}, "of runs that were given up, too"
     assert (row["why"], row["steps"], row["accuracy"]) == ("given up, as it is behind", 6, None)
     assert (run.checkpoints / "step-000006").is_dir()
     assert not run.model.exists()
@@ -190,6 +193,26 @@ def test_a_failing_run_is_noted_and_the_next_begins(short, tmp_path, monkeypatch
     assert refusal.value.exit_code == 1
     monkeypatch.setattr(module, "train_and_report", train)
     assert {row["state"] for row in sweep_recipe(short, grid={"objective.beta": [0.1, 0.5]}, out=tmp_path / "sweep")["runs"]} == {"done"}
+
+
+def test_a_setting_with_which_there_is_no_data_is_noted_and_the_next_run_begins(short, tmp_path):
+    content = sweep_recipe(short, grid={"data.max_length": [16, 1024]}, out=tmp_path / "sweep")
+    assert [(row["name"], row["state"]) for row in content["runs"]] == [("max_length=16", "failed"), ("max_length=1024", "done")]
+    assert "max_length" in content["runs"][0]["why"]
+
+
+def test_a_full_disk_is_no_fault_of_a_setting(short, tmp_path, monkeypatch):
+    begun = []
+
+    def fails(recipe, **options):
+        begun.append(recipe.objective.beta)
+        with writing(Path(recipe.out)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "train_and_report", fails)
+    with pytest.raises(RunError, match="No space left"):
+        sweep_recipe(short, grid={"objective.beta": [0.1, 0.5]}, out=tmp_path / "sweep")
+    assert len(begun) == 1
 
 
 def test_another_recipe_in_the_same_folder_is_refused_by_name(short, tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from likelier.audit.gate import check_names
 from likelier.changes import verdict
-from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, lacks_memory
+from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, disk_fault, lacks_memory
 from likelier.metrics import Interval
 from likelier.models import pick_device, pick_precision
 from likelier.objectives import make_objective
@@ -50,8 +50,8 @@ class Sweep:
         """sweep.json and sweep.html as things stand. Returns what sweep.json holds."""
         rows = [describe(trial, states[trial.name]) for trial in self.trials]
         choice = choose([result_of(trial) for trial, row in zip(self.trials, rows, strict=True) if row["accuracy"]])
-        done = [trial for trial in self.trials if states[trial.name]["state"] == "done"]
-        passes = [RunDir(trial.folder).read_manifest().get("reference") or {} for trial in done]
+        begun = [run for trial in self.trials if (run := RunDir(trial.folder)).manifest.is_file()]
+        passes = [run.read_manifest().get("reference") or {} for run in begun]
         reference = {name: sum(each.get(name, 0) for each in passes) for name in ("computed", "reused")}
         content = {"grid": self.grid, "runs": rows, **choice.as_dict(), "reference": reference, "recipe": self.recipe.model_dump(mode="json")}
         write_json(self.folder / SWEEP, content)
@@ -72,8 +72,8 @@ def sweep_recipe(
     compare. Returns what OUT/sweep.json holds. Given again it goes on: finished runs stay, an interrupted one resumes.
 
     A run that does clearly worse than a finished one is given up (hopeless.py), unless `keep_all`. One that fails is noted, and the next begins.
-    Raises RecipeError before the first run for a setting that is unknown or out of range, RunError where the folder holds something else or
-    another process is at work there, and Refused where no run ended.
+    Raises RecipeError before the first run for a setting that is unknown or out of range, RunError where the folder holds something else, another
+    process is at work there or a disk is full, and Refused where no run ended.
     """
     show, folder = show or Progress(), Path(out)
     if bool(grid) == bool(runs):
@@ -153,7 +153,8 @@ def _is_done(trial: Trial) -> bool:
 
 
 def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[str]) -> State:
-    """One run, and how it ended. An error in the request itself, which the next run would meet too, and a signal go through."""
+    """One run, and how it ended. What it cannot be carried out for is noted: another run's settings may be without it. A disk that fails, which the
+    next run would meet too, and a signal go through."""
     stop = Stop()
     try:
         train_and_report(trial.recipe, show=Judge(show, RunDir(trial.folder), others, stop, said), stop=stop)
@@ -161,7 +162,9 @@ def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[
         return {"state": "stopped", "why": str(reason)}
     except Interrupted as problem:
         raise Interrupted(f"{trial.name}: {problem}", problem.exit_code - 128) from None
-    except (RunError, Refused) as problem:
+    except (RequestError, Refused) as problem:
+        if problem.__cause__ and disk_fault(problem.__cause__) and isinstance(problem, RunError):
+            raise  # a full disk is full for the next run, too
         return {"state": "failed", "why": str(problem)}
     except (RuntimeError, MemoryError) as problem:
         if not lacks_memory(problem):
