@@ -1,7 +1,8 @@
 """Drawings of several runs at once. Each run has a colour of its own, a variable of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,6 +11,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from likelier.metrics import Interval
 from likelier.report import plots
+
+EXACT, SAMPLED = "kl_on_data", "kl"
+DISTANCES = {EXACT: "KL on held-out replies", SAMPLED: "KL on sampled replies"}
+"""How far a run moved from the reference: the measures of eval.json and their names. The first is exact at each token, so that no noise of sampling
+decides between runs."""
 
 CHARACTER, LINE = 5.6, 12
 """How much room a label takes, in points."""
@@ -39,8 +45,14 @@ def colored(svg: str, runs: int) -> str:
     return svg
 
 
-def draw_frontier(label: str, points: Sequence[Point], runs: int) -> str:
-    """Accuracy against KL. A cross is a run's two intervals, a ring the recommended one; the frontier is a line of steps."""
+def distance_of(sweep: Mapping[str, Any]) -> str:
+    """The measure by which sweep.json compares its runs."""
+    return str(sweep.get("distance", SAMPLED))
+
+
+def draw_frontier(label: str, points: Sequence[Point], runs: int, distance: str = SAMPLED) -> str:
+    """Accuracy against KL, of which `distance` is the measure. A cross is a run's two intervals, a ring the recommended one; the frontier is a line
+    of steps."""
     with matplotlib.rc_context(plots.STYLE):
         figure, axes = plots._panel()
         best = sorted((point for point in points if point.on_frontier), key=lambda point: point.kl.value)
@@ -55,7 +67,7 @@ def draw_frontier(label: str, points: Sequence[Point], runs: int) -> str:
         axes.margins(x=0.08, y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        plots._name_last_tick(axes, "KL, nats a reply")
+        plots._name_last_tick(axes, f"{DISTANCES[distance]}, nats each")
         _name_points(figure, axes, points)
         return colored(plots._svg(figure, "frontier", label), runs)
 

@@ -21,6 +21,7 @@ from likelier.objectives import make_objective
 from likelier.pipeline import train_and_report
 from likelier.recipe import Recipe, load_recipe, parse_recipe
 from likelier.report import write_report
+from likelier.report.frontier import DISTANCES, EXACT, SAMPLED
 from likelier.report.sweep_page import write_sweep_page
 from likelier.rundir import SWEEP, RunDir, read_json, write_json
 from likelier.sweep.choice import Result, choose
@@ -49,11 +50,14 @@ class Sweep:
     def write(self, states: Mapping[str, State]) -> dict[str, Any]:
         """sweep.json and sweep.html as things stand. Returns what sweep.json holds."""
         rows = [describe(trial, states[trial.name]) for trial in self.trials]
-        choice = choose([result_of(trial) for trial, row in zip(self.trials, rows, strict=True) if row["accuracy"]])
+        finished = [(trial, row) for trial, row in zip(self.trials, rows, strict=True) if row["accuracy"]]
+        distance = EXACT if all(row[EXACT] for _, row in finished) else SAMPLED
+        choice = choose([result_of(trial, distance) for trial, _ in finished], DISTANCES[distance])
         begun = [run for trial in self.trials if (run := RunDir(trial.folder)).manifest.is_file()]
         passes = [run.read_manifest().get("reference") or {} for run in begun]
         reference = {name: sum(each.get(name, 0) for each in passes) for name in ("computed", "reused")}
-        content = {"grid": self.grid, "runs": rows, **choice.as_dict(), "reference": reference, "recipe": self.recipe.model_dump(mode="json")}
+        about = {"distance": distance, "reference": reference, "recipe": self.recipe.model_dump(mode="json")}
+        content = {"grid": self.grid, "runs": rows, **choice.as_dict(), **about}
         write_json(self.folder / SWEEP, content)
         write_sweep_page(self.folder)
         return content
@@ -200,7 +204,7 @@ def describe(trial: Trial, state: State) -> dict[str, Any]:
     run = RunDir(trial.folder)
     steps = run.read_metrics("train")
     evaluation = (run.read_eval() if state["state"] == "done" else None) or {}
-    measured = {name: _interval(evaluation.get("held_out", {}).get(name)) for name in ("accuracy", "margin", "kl")}
+    measured = {name: _interval(evaluation.get("held_out", {}).get(name)) for name in ("accuracy", "margin", SAMPLED, EXACT)}
     return {
         "name": trial.name,
         "settings": dict(trial.settings),
@@ -215,15 +219,15 @@ def describe(trial: Trial, state: State) -> dict[str, Any]:
     }
 
 
-def result_of(trial: Trial) -> Result:
-    """What the choice is made by. Per-pair margins are in eval.json's `margins`, if it has them."""
+def result_of(trial: Trial, distance: str) -> Result:
+    """What the choice is made by, with eval.json's measure `distance` as its KL. Per-pair margins are in eval.json's `margins`, if it has them."""
     run = RunDir(trial.folder)
     evaluation = run.read_eval() or {}
     held_out, margins = evaluation["held_out"], evaluation.get("margins") or {"value": (), "prompt": ()}
     return Result(
         trial.name,
         Interval.from_dict(held_out["accuracy"]),
-        Interval.from_dict(held_out["kl"]) if held_out.get("kl") else None,
+        Interval.from_dict(held_out[distance]) if held_out.get(distance) else None,
         prompts=run.read_manifest()["data"]["eval"]["prompts"],
         dataset=evaluation["dataset"],
         symptoms=symptoms(run),
