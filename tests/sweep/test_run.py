@@ -95,7 +95,7 @@ def test_four_values_of_beta_score_the_reference_once(short, tmp_path, monkeypat
         write_json(run.eval, evaluation | {"margins": None})
     chosen = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out)["recommended"]
     assert chosen["name"] == "beta=0.03"
-    assert "KL on held-out replies 1.00 nats a reply (0.900 to 1.10)" in chosen["reason"]
+    assert "KL on held-out replies 1.00 nats a reply (0.90 to 1.10)" in chosen["reason"]
     del evaluation["held_out"]["kl_on_data"]
     write_json(run.eval, evaluation | {"margins": None})
     content = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out)

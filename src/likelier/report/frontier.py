@@ -17,6 +17,9 @@ DISTANCES = {EXACT: "KL on held-out replies", SAMPLED: "KL on sampled replies"}
 """How far a run moved from the reference: the measures of eval.json and their names. The first is exact at each token, so that no noise of sampling
 decides between runs."""
 
+PAGE = "sweep.html"
+"""The page of a sweep, beside its sweep.json."""
+
 CHARACTER, LINE = 5.6, 12
 """How much room a label takes, in points."""
 
@@ -48,6 +51,12 @@ def colored(svg: str, runs: int) -> str:
 def distance_of(sweep: Mapping[str, Any]) -> str:
     """The measure by which sweep.json compares its runs."""
     return str(sweep.get("distance", SAMPLED))
+
+
+def label_of(run: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """A run's label beside its point: its value where all `runs` set one and the same setting, else its name."""
+    one_setting = len({tuple(each["settings"]) for each in runs}) == 1 and len(run["settings"]) == 1
+    return str(run["name"]).partition("=")[2] if one_setting else str(run["name"])
 
 
 def draw_frontier(label: str, points: Sequence[Point], runs: int, distance: str = SAMPLED) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from likelier.metrics import Interval
 from likelier.report.curves import Drawing, Key
-from likelier.report.frontier import DISTANCES, Point, distance_of, draw_frontier
-from likelier.rundir import read_json
+from likelier.report.frontier import DISTANCES, PAGE, Point, distance_of, draw_frontier, label_of
+from likelier.rundir import SWEEP, read_json
 from likelier.wording import count, quantity
 
 
@@ -23,7 +23,7 @@ class Place:
 
 def place_in_sweep(folder: Path) -> Place | None:
     """What `sweep.json`, beside a run's `folder`, says; None where there is none that names this run, or fewer than two runs have been measured."""
-    path = folder.resolve().parent / "sweep.json"
+    path = folder.resolve().parent / SWEEP
     if not path.is_file():
         return None
     sweep = read_json(path)
@@ -39,13 +39,13 @@ def place_in_sweep(folder: Path) -> Place | None:
     svg = draw_frontier(f"Held-out accuracy against {DISTANCES[distance]}. {told}.", points, 2, distance)
     about = f"What a run gains, over how far it moved from the reference: {DISTANCES[distance]}. Crosses are 95% intervals."
     drawing = Drawing("Accuracy against KL", about, keys, svg)
-    return Place(drawing, _advice(sweep["recommended"], name), "../sweep.html" if path.with_name("sweep.html").is_file() else None)
+    return Place(drawing, _advice(sweep["recommended"], name), f"../{PAGE}" if path.with_name(PAGE).is_file() else None)
 
 
 def _point(run: Mapping[str, Any], here: str, sweep: Mapping[str, Any]) -> Point:
-    """This run has colour 1, the others have colour 0. Of a single setting its value is label enough."""
+    """This run has colour 1, the others have colour 0."""
     name = run["name"]
-    label = "this run" if name == here else name.partition("=")[2] if len(run["settings"]) == 1 else name
+    label = "this run" if name == here else label_of(run, sweep["runs"])
     recommended = name == (sweep["recommended"] or {}).get("name")
     kl, accuracy = (Interval.from_dict(run[measure]) for measure in (distance_of(sweep), "accuracy"))
     return Point(int(name == here), label, kl, accuracy, name in sweep["frontier"], recommended)

@@ -10,11 +10,10 @@ from likelier.recipe import Recipe, parse_recipe
 from likelier.report import plots
 from likelier.report.build import template
 from likelier.report.curves import Drawing
-from likelier.report.frontier import DISTANCES, Point, color, colored, distance_of, draw_frontier
+from likelier.report.frontier import DISTANCES, PAGE, Point, color, colored, distance_of, draw_frontier, label_of
 from likelier.rundir import SWEEP, RunDir, read_json, write_atomic
 from likelier.wording import UNKNOWN, count, duration, ends, number, quantity
 
-PAGE = "sweep.html"
 CURVES = (
     ("accuracy", "Held-out accuracy", "Share of pairs whose chosen reply gets the higher reward.", "share"),
     ("margin", "Held-out margin", "Reward of the chosen reply minus that of the rejected one.", ""),
@@ -115,16 +114,11 @@ def _frontier(sweep: Mapping[str, Any]) -> str:
     for number_of, run in enumerate(sweep["runs"]):
         if run[distance] and run["accuracy"]:
             kl, accuracy = Interval.from_dict(run[distance]), Interval.from_dict(run["accuracy"])
-            points.append(Point(number_of, _short(run), kl, accuracy, run["name"] in sweep["frontier"], run["name"] == recommended))
+            points.append(Point(number_of, label_of(run, sweep["runs"]), kl, accuracy, run["name"] in sweep["frontier"], run["name"] == recommended))
     if not points:
         return ""
     told = "; ".join(f"{point.label}: {quantity(point.accuracy.value, 'share')} at {quantity(point.kl.value, 'nats')}" for point in points)
     return draw_frontier(f"Held-out accuracy against {DISTANCES[distance]}. {told}.", points, len(sweep["runs"]), distance)
-
-
-def _short(run: Mapping[str, Any]) -> str:
-    """A point's label: of a single setting its value is enough, as the page says which setting it is."""
-    return str(run["name"]).partition("=")[2] if len(run["settings"]) == 1 else str(run["name"])
 
 
 def _curves(folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:

@@ -30,7 +30,7 @@ def show_sweep(sweep: Mapping[str, Any], console: Console | None = None) -> None
         place = "recommended" if row["name"] == recommended else "frontier" if row["name"] in sweep["frontier"] else state
         length = f"{number(row['length']['before'])} → {number(row['length']['after'])}" if row["length"] else UNKNOWN
         numbers = (_share(row["accuracy"]), _value(row[distance_of(sweep)]), _value(row["margin"]), length, str(row["symptoms"] + len(row["worse"])))
-        table.add_row(row["name"], *numbers, place, style="bold" if place == "recommended" else style)
+        table.add_row(Text(row["name"]), *numbers, place, style="bold" if place == "recommended" else style)
     console.print(table)
     console.print(f"KL: {DISTANCES[distance_of(sweep)]}, nats", style="dim")
     console.print("against: warnings while it trained, and probes that became worse", style="dim")
@@ -42,7 +42,7 @@ def show_sweep(sweep: Mapping[str, Any], console: Console | None = None) -> None
     if recommended:
         console.print(Text(f"Recommended: {recommended}. ", "bold") + Text(sweep["recommended"]["reason"]))
     for note in sweep["notes"]:
-        console.print(note, highlight=False)
+        console.print(Text(note))
     for row in sweep["runs"]:
         if row["why"]:
             console.print(Text(f"{row['name']}: {row['why']}", STATES[row["state"]][1]))
