@@ -22,8 +22,8 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
     train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
            pairs, tokens (unique tokens put through the model), seconds
     skipped step, loss, grad_norm (as text), ids of the examples
-    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs, prompts, kl (nats a reply, null where not
-           measured)
+    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs, prompts,
+           kl (an estimate of KL(π_ref ‖ π) in nats a reply, null where not measured; eval.json has KL(π ‖ π_ref))
     symptom step (at which it was first seen), name, title, verdict ("warn" or "note"), evidence, mend
 "chosen" and "rejected" are the good and the bad replies where these are judged one by one; a side that a step lacks has null. With a reference there
 are chosen_log_ratio and rejected_log_ratio, too: nats by which replies became likelier than they were under the reference.

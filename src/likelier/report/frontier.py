@@ -63,7 +63,7 @@ def draw_frontier(label: str, points: Sequence[Point], runs: int, distance: str 
     """Accuracy against KL, of which `distance` is the measure. A cross is a run's two intervals, a ring the recommended one; the frontier is a line
     of steps."""
     with matplotlib.rc_context(plots.STYLE):
-        figure, axes = plots._panel()
+        figure, axes = plots.panel()
         best = sorted((point for point in points if point.on_frontier), key=lambda point: point.kl.value)
         axes.step([p.kl.value for p in best], [p.accuracy.value for p in best], where="post", color=plots.FAINT, linewidth=1, dashes=(4, 3), zorder=1)
         for point in points:
@@ -76,9 +76,9 @@ def draw_frontier(label: str, points: Sequence[Point], runs: int, distance: str 
         axes.margins(x=0.08, y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        plots._name_last_tick(axes, f"{DISTANCES[distance]}, nats each")
+        plots.name_last_tick(axes, f"{DISTANCES[distance]}, nats each")
         _name_points(figure, axes, points)
-        return colored(plots._svg(figure, "frontier", label), runs)
+        return colored(plots.svg(figure, "frontier", label), runs)
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:

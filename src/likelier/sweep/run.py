@@ -26,7 +26,7 @@ from likelier.report.sweep_page import write_sweep_page
 from likelier.rundir import SWEEP, RunDir, read_json, write_json
 from likelier.sweep.choice import Result, choose
 from likelier.sweep.grid import Settings, Trial, by_value, combinations, make_trials
-from likelier.sweep.hopeless import Judge, Rival
+from likelier.sweep.hopeless import GivingUp, Rival
 from likelier.train.folder import differences
 from likelier.train.lock import sole_use
 from likelier.train.progress import Progress
@@ -161,7 +161,7 @@ def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[
     next run would meet too, and a signal go through."""
     stop = Stop()
     try:
-        train_and_report(trial.recipe, show=Judge(show, RunDir(trial.folder), others, stop, said), stop=stop)
+        train_and_report(trial.recipe, show=GivingUp(show, RunDir(trial.folder), others, stop, said), stop=stop)
     except GivenUp as reason:
         return {"state": "stopped", "why": str(reason)}
     except Interrupted as problem:

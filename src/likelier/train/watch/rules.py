@@ -180,7 +180,9 @@ def kl_past_budget(history: History) -> Iterator[Symptom]:
     """The policy went further from its reference than it was allowed to."""
     kl, budget = history.evals[-1].get("kl") if history.evals else None, history.setup.kl_budget or limits.KL_BUDGET
     if kl is not None and kl > budget:
-        evidence = f"Replies of the untrained model are {number(kl)} nats less likely now, an estimate of the KL; {number(budget)} are allowed."
+        evidence = (
+            f"Replies of the untrained model are {number(kl)} nats less likely now, an estimate of KL(π_ref ‖ π); {number(budget)} are allowed."
+        )
         mend = f"{LOWER_RATE}; fewer steps; or eval.kl_budget, if so much is meant"
         yield Symptom("kl-budget", "Far from the reference", "warn", evidence, mend)
 
