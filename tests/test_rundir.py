@@ -81,6 +81,13 @@ def test_what_was_seen_in_an_evaluation_goes_with_it_and_step_0_of_the_filmstrip
     assert [row["step"] for row in run.read_filmstrip()] == [0]
 
 
+def test_how_an_earlier_start_ended_is_forgotten_at_any_step(run):
+    run.append_metrics({"kind": "symptom", "step": 2, "name": "kl-budget"})
+    run.append_metrics({"kind": "symptom", "step": 2, "name": "reference-changed"})
+    run.cut_metrics(3)
+    assert [row["name"] for row in run.read_metrics("symptom")] == ["kl-budget"]
+
+
 def test_values_that_are_not_finite_survive(run):
     run.append_metrics({"kind": "train", "step": 4, "loss": math.inf, "grad_norm": math.nan})
     assert run.read_metrics()[-1]["loss"] == math.inf

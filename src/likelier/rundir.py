@@ -22,7 +22,8 @@ Rows of metrics.jsonl (sums over responses are natural-log probabilities):
     train  step, epoch, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, grad_norm, learning_rate,
            pairs, tokens (unique tokens put through the model), seconds
     skipped step, loss, grad_norm (as text), ids of the examples
-    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs, kl (nats a reply, null where not measured)
+    eval   step, loss, accuracy, margin, chosen_reward, rejected_reward, chosen_logp, rejected_logp, pairs, prompts,
+           kl (an estimate of KL(π_ref ‖ π) in nats a reply, null where not measured; eval.json has KL(π ‖ π_ref))
     symptom step (at which it was first seen), name, title, verdict ("warn" or "note"), evidence, mend
 "chosen" and "rejected" are the good and the bad replies where these are judged one by one; a side that a step lacks has null. With a reference there
 are chosen_log_ratio and rejected_log_ratio, too: nats by which replies became likelier than they were under the reference.
@@ -45,6 +46,9 @@ EXPORT = "export.json"
 
 SWEEP = "sweep.json"
 """The file by which a folder of runs says which settings were tried and what came of them."""
+
+REFERENCE_CHANGED = "reference-changed"
+"""The symptom that speaks of how one start of a run ended, and of no step."""
 
 
 class RunDir:
@@ -91,10 +95,11 @@ class RunDir:
 
     def cut_metrics(self, last_step: int, *, evaluated: bool = True) -> None:
         """Forget rows after `last_step`, and of that step the evaluation and what was seen in it, unless it is `evaluated`: the resumed run writes
-        them again. So in the filmstrip, which keeps step 0."""
+        them again. So in the filmstrip, which keeps step 0. That the reference changed is forgotten, too: the end will tell again."""
         before = last_step if evaluated else last_step - 1
         last = {"eval": before, "symptom": before}
-        write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= last.get(row["kind"], last_step)])
+        kept = [row for row in self.read_metrics() if row["step"] <= last.get(row["kind"], last_step) and row.get("name") != REFERENCE_CHANGED]
+        write_jsonl(self.metrics, kept)
         if self.filmstrip.is_file():
             write_jsonl(self.filmstrip, [row for row in read_jsonl(self.filmstrip) if row["step"] <= max(0, before)])
 

@@ -125,10 +125,18 @@ def test_a_group_ranked_wrong_counts_from_ten_pairs_on(healthy: Any, pairs: int,
     assert ("the pairs of “business”, of which only 20.0% are ranked right" in verdict.advice) == (decision == Decision.LOOK)
 
 
-def test_few_held_out_pairs_and_an_audit_overruled_are_doubts(healthy: Any) -> None:
-    few = judged(healthy, lambda _, evaluation: evaluation.update(pairs=19))
-    assert few.decision == Decision.LOOK
-    assert "more held-out data (19 held-out pairs are too few to tell)" in few.advice
+@pytest.mark.parametrize("prompts, decision", [(2, Decision.LOOK), (19, Decision.LOOK), (20, Decision.SHIP)])
+def test_prompts_are_counted_and_not_their_pairs(healthy: Any, prompts: int, decision: Decision) -> None:
+    of_each_pair = [n % prompts for n in range(118)]
+    measured = judged(healthy, lambda _, evaluation: evaluation.update(margins={"value": [1.0] * 118, "prompt": of_each_pair}))
+    first_version = judged(healthy, lambda manifest, _: manifest["data"]["eval"].update(prompts=prompts))
+    for few in (measured, first_version):
+        assert few.decision == decision
+        words = f"more held-out data (118 held-out pairs on {prompts} prompts are too few to tell)"
+        assert (words in few.advice) == (decision == Decision.LOOK)
+
+
+def test_an_audit_overruled_is_a_doubt(healthy: Any) -> None:
     overruled = judged(healthy, lambda manifest, _: manifest.update(audit={"accepted": ["ties", "secrets"]}))
     assert "the audit, whose fatal findings were accepted (ties and secrets)" in overruled.advice
 

@@ -1,5 +1,6 @@
 """Whole sweeps with a tiny model: one reference pass, what survives a kill, what is given up, what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from likelier.errors import RecipeError, Refused, RequestError, RunError, TrainingStopped
 from likelier.logprobs import reference
 from likelier.logprobs.scorer import Scorer
-from likelier.rundir import RunDir
+from likelier.rundir import RunDir, write_json, writing
 from likelier.sweep import run as module
 from likelier.sweep import sweep_recipe
 from likelier.train import session
@@ -72,15 +73,33 @@ def test_four_values_of_beta_score_the_reference_once(short, tmp_path, monkeypat
     for row in content["runs"]:
         held_out = RunDir(out / row["folder"]).read_eval()["held_out"]
         assert row["accuracy"] == held_out["accuracy"]
-        assert row["kl"]["value"] == held_out["kl"]["value"]
+        assert all(row[kl]["value"] == held_out[kl]["value"] for kl in ("kl", "kl_on_data"))
         assert row["steps"] == 8
+    assert content["distance"] == "kl_on_data"
+    distances = {row["name"]: row["kl_on_data"]["value"] for row in content["runs"]}
+    assert content["frontier"] == sorted(content["frontier"], key=distances.get)
     page = (out / "sweep.html").read_text()
+    assert "KL on held-out replies" in page
     assert all(f'href="beta%3D{beta}/report.html"' in page for beta in (0.03, 0.1, 0.3, 0.5))
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
     more = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out)
     assert more == content
     assert {path: path.stat().st_mtime_ns for path in before} == before, "finished runs are not made again"
+
+    for n, row in enumerate(content["runs"]):  # made up: the exact KL and the sampled one say the opposite
+        run = RunDir(out / row["folder"])
+        evaluation = run.read_eval()
+        measured = {"accuracy": (0.9, 0.8, 0.95), "kl": (-n, -n - 1, -n + 1), "kl_on_data": (n + 1, n + 0.9, n + 1.1)}
+        evaluation["held_out"] |= {name: dict(zip(("value", "low", "high"), ends, strict=True)) for name, ends in measured.items()}
+        write_json(run.eval, evaluation | {"margins": None})
+    chosen = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out)["recommended"]
+    assert chosen["name"] == "beta=0.03"
+    assert "KL on held-out replies 1.00 nats a reply (0.90 to 1.10)" in chosen["reason"]
+    del evaluation["held_out"]["kl_on_data"]
+    write_json(run.eval, evaluation | {"margins": None})
+    content = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out)
+    assert (content["distance"], content["recommended"]["name"]) == ("kl", "beta=0.5")
 
 
 def test_a_sweep_killed_in_the_middle_ends_as_if_it_had_not_been(short, tmp_path):
@@ -142,6 +161,8 @@ def test_a_hopeless_run_is_given_up_with_a_checkpoint_and_goes_on_with_keep_all(
     assert judged[-3:] == [(0, 8), (1, 8), (2, 8)]
     assert [row["state"] for row in content["runs"]] == ["done", "stopped"]
     row, run = content["runs"][1], RunDir(out / "beta=0.5")
+    first = RunDir(out / "beta=0.1").read_manifest()["reference"]["computed"]
+    assert content["reference"] == {"computed": first, "reused": first}, "of runs that were given up, too"
     assert (row["why"], row["steps"], row["accuracy"]) == ("given up, as it is behind", 6, None)
     assert (run.checkpoints / "step-000006").is_dir()
     assert not run.model.exists()
@@ -190,6 +211,26 @@ def test_a_failing_run_is_noted_and_the_next_begins(short, tmp_path, monkeypatch
     assert refusal.value.exit_code == 1
     monkeypatch.setattr(module, "train_and_report", train)
     assert {row["state"] for row in sweep_recipe(short, grid={"objective.beta": [0.1, 0.5]}, out=tmp_path / "sweep")["runs"]} == {"done"}
+
+
+def test_a_setting_with_which_there_is_no_data_is_noted_and_the_next_run_begins(short, tmp_path):
+    content = sweep_recipe(short, grid={"data.max_length": [16, 1024]}, out=tmp_path / "sweep")
+    assert [(row["name"], row["state"]) for row in content["runs"]] == [("max_length=16", "failed"), ("max_length=1024", "done")]
+    assert "max_length" in content["runs"][0]["why"]
+
+
+def test_a_full_disk_is_no_fault_of_a_setting(short, tmp_path, monkeypatch):
+    begun = []
+
+    def fails(recipe, **options):
+        begun.append(recipe.objective.beta)
+        with writing(Path(recipe.out)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "train_and_report", fails)
+    with pytest.raises(RunError, match="No space left"):
+        sweep_recipe(short, grid={"objective.beta": [0.1, 0.5]}, out=tmp_path / "sweep")
+    assert len(begun) == 1
 
 
 def test_another_recipe_in_the_same_folder_is_refused_by_name(short, tmp_path):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from likelier.cli import main
 from likelier.metrics import Interval
-from likelier.report.frontier import Point, draw_frontier
+from likelier.report.frontier import Point, draw_frontier, label_of
 from likelier.report.sweep_page import write_sweep_page
 from likelier.rundir import read_json, write_json
 from likelier.sweep.terminal import show_sweep
@@ -40,6 +40,23 @@ def test_the_table_fits_a_terminal_and_says_why(page):
         "beta=0.01: given up at step 40 of 120",
     ):
         assert words in joined, words
+
+
+def test_brackets_in_a_name_are_no_markup(page):
+    sweep = read_json(page.parent / "sweep.json")
+    sweep["runs"][0]["name"] = "train=[/bold][red]x"
+    console = Console(file=io.StringIO(), width=160)
+    show_sweep(sweep | {"notes": ["Of [/bold] and [red]"]}, console)
+    assert console.file.getvalue().count("[/bold]") == 3  # in the table, in the notes, and why it ended
+    assert "Of [/bold] and [red]" in console.file.getvalue()
+
+
+def test_a_label_is_a_bare_value_only_where_it_says_enough():
+    runs = [{"name": "beta=0.1", "settings": {"objective.beta": 0.1}}, {"name": "beta=0.3", "settings": {"objective.beta": 0.3}}]
+    assert [label_of(run, runs) for run in runs] == ["0.1", "0.3"]
+    runs.append({"name": "epochs=2", "settings": {"train.epochs": 2}})
+    assert [label_of(run, runs) for run in runs] == ["beta=0.1", "beta=0.3", "epochs=2"]
+    assert label_of({"name": "the-recipe", "settings": {}}, [{"name": "the-recipe", "settings": {}}]) == "the-recipe"
 
 
 def test_the_page_has_the_choice_the_runs_and_their_reports(page):

@@ -186,6 +186,7 @@ HEALTHY = {
     ),
     "first half without effect, then learning": (history(lambda step: STILL if step < 18 else {}), [], {}),
     "few held-out pairs at chance": (history(level({"accuracy": 0.6}), level({"accuracy": 0.5}), pairs=6), [], {}),
+    "many held-out pairs of few prompts at chance": (history(level({"accuracy": 0.6}), level({"accuracy": 0.5, "prompts": 6})), [], {}),
     "at chance at first": (history(held_out=lambda step: {"accuracy": 0.5 if step == 10 else 0.8}), [], {}),
     "without reference, below chance": (
         history(level({**NO_REFERENCE, "accuracy": 0.2}), lambda step: {**NO_REFERENCE, "accuracy": 0.2, "chosen_logp": -100 + step / 4}),
@@ -199,6 +200,7 @@ HEALTHY = {
     ),
     "a gap within the first pass": (history(level({"accuracy": 0.98}), level({"accuracy": 0.66}), epochs=1.0), [], {"train": {"epochs": 1}}),
     "a gap that few pairs explain": (history(level({"accuracy": 0.98}), level({"accuracy": 0.75}), pairs=8), [], {}),
+    "a gap that few prompts explain": (history(level({"accuracy": 0.98}), level({"accuracy": 0.75, "prompts": 8})), [], {}),
     "half a pass": (history(epochs=0.5), [], {"train": {"epochs": 0.5}}),
     "no KL measured": (history(held_out=level({"kl": None})), [], {"eval": {"kl_budget": 0.1}}),
     "replies a third shorter, one with an apology": (history(), film(length=13, apology=[True, False, False, False]), {}),
@@ -208,6 +210,12 @@ HEALTHY = {
         [],
         {"objective": {"name": "kto"}},
     ),
+    "the rejected side, which fell at first, comes back": (
+        history(lambda step: {**falling(50)(step), "rejected_log_ratio": -30.0 + step / 4, "rejected_logp": -150.0 + step / 4}),
+        [],
+        {},
+    ),
+    "replies that never had a token": (history(), [{**row, "length": 0} for row in film()], {}),
     "a rate somewhat above the usual": (history(), [], {"train": {"method": "full", "learning_rate": 2e-5}}),
     "nothing logged yet": ([{"kind": "run", "step": 0}], [], {}),
 }

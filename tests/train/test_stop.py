@@ -140,8 +140,21 @@ def test_what_is_scored_under_the_reference_stays(short, truth, tmp_path, monkey
     done, total = scored[-1]
     assert 0 < done < total
     assert f"when {done} of {total}" in str(caught.value)
+    assert RunDir(short.out).read_manifest()["reference"] is None
     assert_ends_as(short, truth)
     assert RunDir(short.out).read_manifest()["reference"] == {"computed": total - done, "reused": done, "unchanged": True}
+
+
+def test_what_each_start_scored_under_the_reference_is_added_up(short, truth, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "other-cache"))
+    run = RunDir(short.out)
+    with pytest.raises(Interrupted):
+        train_recipe(short, show=Asking("train", 4, signal.SIGTERM))
+    begun = run.read_manifest()["reference"]
+    assert begun["computed"] > 0
+    assert begun == {"computed": begun["computed"], "reused": 0, "unchanged": None}
+    assert_ends_as(short, truth)
+    assert run.read_manifest()["reference"] == begun | {"unchanged": True}
 
 
 def test_a_stop_while_the_model_is_saved_comes_after_it(short, monkeypatch):

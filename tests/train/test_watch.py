@@ -15,6 +15,7 @@ from likelier.logprobs.attention import standard_attention
 from likelier.logprobs.plain import plain_scores
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train import session
 from likelier.train.progress import Bars, Progress
@@ -73,6 +74,7 @@ def test_a_watched_run_is_the_same_run_bit_for_bit(watched, method, precision):
     kls = [row["kl"] for row in seen.read_metrics("eval")]
     assert all(isinstance(kl, float) for kl in kls)
     assert max(kls) > 0.01
+    assert {row["prompts"] for row in seen.read_metrics("eval")} == {20}
 
 
 def test_the_filmstrip_holds_the_same_prompts_at_each_look(watched):
@@ -232,11 +234,22 @@ def test_a_changed_reference_is_written_down(watched, monkeypatch):
         next(p for n, p in policy.model.named_parameters() if "lora_" not in n).data += 1e-3
         return result
 
-    monkeypatch.setattr(session, "fit", tampering_fit)
-    with pytest.raises(TrainingStopped, match="the reference changed"):
-        train_recipe(watched)
-    [row] = RunDir(watched.out).read_metrics("symptom")
+    run = RunDir(watched.out)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "fit", tampering_fit)
+        with pytest.raises(TrainingStopped, match="the reference changed"):
+            train_recipe(watched)
+    [row] = run.read_metrics("symptom")
     assert (row["name"], row["step"]) == ("reference-changed", STEPS)
+    manifest = run.read_manifest()
+    assert (manifest["outcome"], manifest["reference"]["unchanged"]) == (None, False)
+    page = write_report(run).read_text()
+    assert "Do not ship it: its reference changed during the run" in page
+    assert "no model was saved" in page
+    assert "Training has not ended" not in page
+    train_recipe(watched)
+    assert run.read_manifest()["reference"]["unchanged"] is True
+    assert told(run) == [], "the end was good, this time"
 
 
 def test_a_symptom_is_a_line_on_the_screen(watched, capsys):

@@ -1,7 +1,8 @@
 """Drawings of several runs at once. Each run has a colour of its own, a variable of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,6 +11,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from likelier.metrics import Interval
 from likelier.report import plots
+
+EXACT, SAMPLED = "kl_on_data", "kl"
+DISTANCES = {EXACT: "KL on held-out replies", SAMPLED: "KL on sampled replies"}
+"""How far a run moved from the reference: the measures of eval.json and their names. The first is exact at each token, so that no noise of sampling
+decides between runs."""
+
+PAGE = "sweep.html"
+"""The page of a sweep, beside its sweep.json."""
 
 CHARACTER, LINE = 5.6, 12
 """How much room a label takes, in points."""
@@ -39,10 +48,22 @@ def colored(svg: str, runs: int) -> str:
     return svg
 
 
-def draw_frontier(label: str, points: Sequence[Point], runs: int) -> str:
-    """Accuracy against KL. A cross is a run's two intervals, a ring the recommended one; the frontier is a line of steps."""
+def distance_of(sweep: Mapping[str, Any]) -> str:
+    """The measure by which sweep.json compares its runs."""
+    return str(sweep.get("distance", SAMPLED))
+
+
+def label_of(run: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """A run's label beside its point: its value where all `runs` set one and the same setting, else its name."""
+    one_setting = len({tuple(each["settings"]) for each in runs}) == 1 and len(run["settings"]) == 1
+    return str(run["name"]).partition("=")[2] if one_setting else str(run["name"])
+
+
+def draw_frontier(label: str, points: Sequence[Point], runs: int, distance: str = SAMPLED) -> str:
+    """Accuracy against KL, of which `distance` is the measure. A cross is a run's two intervals, a ring the recommended one; the frontier is a line
+    of steps."""
     with matplotlib.rc_context(plots.STYLE):
-        figure, axes = plots._panel()
+        figure, axes = plots.panel()
         best = sorted((point for point in points if point.on_frontier), key=lambda point: point.kl.value)
         axes.step([p.kl.value for p in best], [p.accuracy.value for p in best], where="post", color=plots.FAINT, linewidth=1, dashes=(4, 3), zorder=1)
         for point in points:
@@ -55,9 +76,9 @@ def draw_frontier(label: str, points: Sequence[Point], runs: int) -> str:
         axes.margins(x=0.08, y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        plots._name_last_tick(axes, "KL, nats a reply")
+        plots.name_last_tick(axes, f"{DISTANCES[distance]}, nats each")
         _name_points(figure, axes, points)
-        return colored(plots._svg(figure, "frontier", label), runs)
+        return colored(plots.svg(figure, "frontier", label), runs)
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:

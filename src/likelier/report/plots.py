@@ -87,7 +87,7 @@ def curves(
 ) -> str:
     """Curves over steps, with a dashed `level` to compare with, a line at the `best` step and numbered `marks` above."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = panel()
         for line in lines:
             (_draw_held_out if line.held_out else _draw_train)(axes, line)
         if best is not None:
@@ -103,10 +103,10 @@ def curves(
         if from_zero:
             axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0 else 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _name_last_tick(axes, "step")
+        name_last_tick(axes, "step")
         if share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        return _svg(figure, name, label)
+        return svg(figure, name, label)
 
 
 def _draw_train(axes: Axes, line: Line) -> None:
@@ -140,7 +140,7 @@ def thin(values: ArrayLike, most: int = MOST_POINTS) -> np.ndarray:
 def histogram(name: str, label: str, edges: Sequence[float], sides: Sequence[tuple[Sequence[int], str]]) -> str:
     """Counts per bin of token length, `sides` (counts, colour) laid over each other. Bins that widen are drawn on a logarithmic axis."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = panel()
         for counts, color in sides:
             axes.stairs(counts, edges, fill=True, color=color, alpha=0.16)
             axes.stairs(counts, edges, color=color, linewidth=1.5)
@@ -152,8 +152,8 @@ def histogram(name: str, label: str, edges: Sequence[float], sides: Sequence[tup
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
-        _name_last_tick(axes, "tokens")
-        return _svg(figure, name, label)
+        name_last_tick(axes, "tokens")
+        return svg(figure, name, label)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def reliability(name: str, label: str, *series: Reliability) -> str:
     The last of the `series` is drawn full, those before it hollow.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = panel()
         axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1, dashes=(4, 3))
         for bins in series:
             color, fill = (ACCENT, ACCENT) if bins is series[-1] else (REJECTED, PAPER)
@@ -183,11 +183,12 @@ def reliability(name: str, label: str, *series: Reliability) -> str:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MultipleLocator(0.1))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-        _name_last_tick(axes, "confidence")
-        return _svg(figure, name, label)
+        name_last_tick(axes, "confidence")
+        return svg(figure, name, label)
 
 
-def _panel() -> tuple[Figure, Axes]:
+def panel() -> tuple[Figure, Axes]:
+    """An empty drawing with horizontal lines."""
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
     FigureCanvasSVG(figure)
     axes = figure.add_axes((0.125, 0.17, 0.855, 0.8), facecolor="none")
@@ -197,11 +198,12 @@ def _panel() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _name_last_tick(axes: Axes, unit: str) -> None:
+def name_last_tick(axes: Axes, unit: str) -> None:
+    """Write below the end of the horizontal axis what it measures."""
     axes.annotate(unit, (1, 0), xycoords="axes fraction", xytext=(0, -27), textcoords="offset points", ha="right")
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an <svg> element that can stand in a page among others: own ids, no header, colours from the page."""
     with matplotlib.rc_context({"svg.hashsalt": name}):
         file = io.StringIO()

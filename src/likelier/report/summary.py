@@ -35,6 +35,8 @@ def run_line(manifest: Manifest, changed: int, unchanged: int) -> str:
     """How long it trained and why it stopped, and how many measures moved."""
     outcome = manifest.get("outcome")
     trained = "Training has not ended; the page shows what there is so far."
+    if _reference_changed(manifest):
+        trained = "Training was stopped at its end, because the reference had changed; no model was saved."
     if outcome:
         trained = f"Trained for {count(outcome['steps'], 'step')} in {duration(outcome.get('seconds'))} ({outcome['stopped'].rstrip('.')})."
     if not changed + unchanged:
@@ -78,7 +80,7 @@ def _reference_time(reference: Manifest | None, outcome: Manifest) -> str:
 def cautions(manifest: Manifest) -> list[str]:
     """What a reader must know before believing the rest."""
     found = []
-    if (manifest.get("reference") or {}).get("unchanged") is False:
+    if _reference_changed(manifest):
         found.append("The reference scores changed during the run: rewards and margins are not to be trusted.")
     if (manifest.get("numerics") or {}).get("engine") == "plain":
         found.append("Prompts were not shared (plain engine): the result is the same, the run was slower than it need be.")
@@ -94,6 +96,10 @@ def cautions(manifest: Manifest) -> list[str]:
         if moved := data.get("boundary_mismatches"):
             found.append(f"In {count(moved, what)} prompt and reply are tokenised otherwise together than apart.")
     return found
+
+
+def _reference_changed(manifest: Manifest) -> bool:
+    return (manifest.get("reference") or {}).get("unchanged") is False
 
 
 def judged_alone(manifest: Manifest) -> bool:

@@ -10,11 +10,10 @@ from likelier.recipe import Recipe, parse_recipe
 from likelier.report import plots
 from likelier.report.build import template
 from likelier.report.curves import Drawing
-from likelier.report.frontier import Point, color, colored, draw_frontier
+from likelier.report.frontier import DISTANCES, PAGE, Point, color, colored, distance_of, draw_frontier, label_of
 from likelier.rundir import SWEEP, RunDir, read_json, write_atomic
 from likelier.wording import UNKNOWN, count, duration, ends, number, quantity
 
-PAGE = "sweep.html"
 CURVES = (
     ("accuracy", "Held-out accuracy", "Share of pairs whose chosen reply gets the higher reward.", "share"),
     ("margin", "Held-out margin", "Reward of the chosen reply minus that of the rejected one.", ""),
@@ -41,6 +40,7 @@ def _page(folder: Path, sweep: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": _tiles(sweep),
         "colors": [round(100 * i / max(1, len(runs) - 1)) for i in range(len(runs))],
         "frontier": _frontier(sweep),
+        "distance": DISTANCES[distance_of(sweep)],
         "runs": [_row(folder, run, sweep) for run in runs],
         "curves": _curves(folder, runs),
         "ended": [run for run in runs if run["why"]],
@@ -67,7 +67,7 @@ def _tiles(sweep: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Label, number and note of each."""
     shown = []
     chosen = next((run for run in sweep["runs"] if run["name"] == (sweep["recommended"] or {}).get("name")), None)
-    for name, label, unit in (("accuracy", "Accuracy", "share"), ("kl", "KL", "nats")):
+    for name, label, unit in (("accuracy", "Accuracy", "share"), (distance_of(sweep), "KL", "nats")):
         if chosen and chosen[name]:
             interval = Interval.from_dict(chosen[name])
             shown.append((f"{label}, recommended", quantity(interval.value, unit, interval), ends(interval, unit)))
@@ -86,7 +86,8 @@ def _row(folder: Path, run: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict
         "link": f"{quote(run['folder'])}/report.html" if RunDir(folder / run["folder"]).report.is_file() else "",
         "state": {"done": place, "stopped": "given up", "failed": "failed", "waiting": "to come"}[run["state"]],
         "recommended": recommended,
-        **{name: _cell(run[name], unit) for name, unit in (("accuracy", "share"), ("kl", "nats"), ("margin", ""))},
+        "kl": _cell(run[distance_of(sweep)], "nats"),
+        **{name: _cell(run[name], unit) for name, unit in (("accuracy", "share"), ("margin", ""))},
         "length": f"{number(run['length']['before'])} → {number(run['length']['after'])}" if run["length"] else UNKNOWN,
         "against": _against(run),
         "steps": f"{run['steps']:,}",
@@ -109,20 +110,15 @@ def _cell(measured: Mapping[str, Any] | None, unit: str) -> tuple[str, str]:
 def _frontier(sweep: Mapping[str, Any]) -> str:
     """The frontier plot of runs that have both numbers; empty without any."""
     recommended = (sweep["recommended"] or {}).get("name")
-    points = []
+    distance, points = distance_of(sweep), []
     for number_of, run in enumerate(sweep["runs"]):
-        if run["kl"] and run["accuracy"]:
-            kl, accuracy = Interval.from_dict(run["kl"]), Interval.from_dict(run["accuracy"])
-            points.append(Point(number_of, _short(run), kl, accuracy, run["name"] in sweep["frontier"], run["name"] == recommended))
+        if run[distance] and run["accuracy"]:
+            kl, accuracy = Interval.from_dict(run[distance]), Interval.from_dict(run["accuracy"])
+            points.append(Point(number_of, label_of(run, sweep["runs"]), kl, accuracy, run["name"] in sweep["frontier"], run["name"] == recommended))
     if not points:
         return ""
     told = "; ".join(f"{point.label}: {quantity(point.accuracy.value, 'share')} at {quantity(point.kl.value, 'nats')}" for point in points)
-    return draw_frontier(f"Held-out accuracy against KL. {told}.", points, len(sweep["runs"]))
-
-
-def _short(run: Mapping[str, Any]) -> str:
-    """A point's label: of a single setting its value is enough, as the page says which setting it is."""
-    return str(run["name"]).partition("=")[2] if len(run["settings"]) == 1 else str(run["name"])
+    return draw_frontier(f"Held-out accuracy against {DISTANCES[distance]}. {told}.", points, len(sweep["runs"]), distance)
 
 
 def _curves(folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:

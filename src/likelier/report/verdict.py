@@ -13,8 +13,8 @@ from likelier.wording import count, ends, estimate, listing, number, quantity
 
 Row = Mapping[str, Any]
 
-FEWEST_PAIRS = 20
-"""Held-out pairs, or replies judged alone, below which a bootstrap interval is too narrow to decide by (`likelier.metrics.bootstrap`)."""
+FEWEST_PROMPTS = 20
+"""Held-out prompts below which a bootstrap interval, which draws prompts, is too narrow to decide by (`likelier.metrics.bootstrap`)."""
 
 FEWEST_IN_GROUP = 10
 """Pairs below which a reason, a group or a length bin is not held against a run."""
@@ -52,10 +52,11 @@ class Verdict:
 def reach_verdict(manifest: Row, evaluation: Row | None, held_out: Sequence[Row], symptoms: Sequence[Symptom]) -> Verdict:
     """From manifest.json, eval.json (None before there is one), the rows of evaluations during training, and its symptoms.
 
-    The gravest that holds decides. Not yet: the run has not ended or was not evaluated. Do not ship: its reference moved, or its held-out accuracy's
-    interval does not lie above 50%, where a policy that equals its reference is. Look first: few held-out pairs, no probes, a probe that got worse, a
-    symptom that warns, a group that is ranked wrong, or an audit overruled. Miscalibration is told and stands in nobody's way: only who reads margins
-    as probabilities is harmed by it. Without a reference 50% is no starting point, and an accuracy that is not above it is something to look at.
+    The first that holds decides. Do not ship: its reference moved, after which a run saves no model. Not yet: the run has not ended or was not
+    evaluated. Do not ship: its held-out accuracy's interval does not lie above 50%, where a policy that equals its reference is. Look first: few
+    held-out prompts, no probes, a probe that got worse, a symptom that warns, a group that is ranked wrong, or an audit overruled. Miscalibration is
+    told and stands in nobody's way: only who reads margins as probabilities is harmed by it. Without a reference 50% is no starting point, and an
+    accuracy that is not above it is something to look at.
     """
     decision, advice = _advice(manifest, evaluation, symptoms)
     learned = _learned(evaluation, held_out, compared=has_reference(manifest.get("reference")))
@@ -121,6 +122,8 @@ def _warnings(symptoms: Sequence[Symptom]) -> str:
 
 
 def _advice(manifest: Row, evaluation: Row | None, symptoms: Sequence[Symptom]) -> tuple[Decision, str]:
+    if (manifest.get("reference") or {}).get("unchanged") is False:  # such a run has no outcome: it saves no model
+        return Decision.STOP, "Do not ship it: its reference changed during the run, so that no reward or margin here can be trusted."
     if not manifest.get("outcome"):
         return Decision.WAIT, "Wait for the end of training: it has not ended."
     if not evaluation:
@@ -136,8 +139,6 @@ def _advice(manifest: Row, evaluation: Row | None, symptoms: Sequence[Symptom]) 
 
 def _grave(manifest: Row, evaluation: Row) -> list[str]:
     found = []
-    if (manifest.get("reference") or {}).get("unchanged") is False:
-        found.append("its reference changed during the run, so that no reward or margin here can be trusted")
     if has_reference(manifest.get("reference")):
         accuracy = _accuracy(evaluation)
         if accuracy.high < 0.5:
@@ -161,13 +162,19 @@ def _doubts(manifest: Row, evaluation: Row, symptoms: Sequence[Symptom]) -> list
         found += [
             f"the pairs of {_quoted(name)}, of which only {quantity(row['accuracy']['value'], 'share')} are ranked right" for name, row in wrong
         ]
-    if (evaluation.get("replies") or evaluation["pairs"]) < FEWEST_PAIRS:
-        found.append(f"more held-out data ({held_out_amount(evaluation)} are too few to tell)")
+    if (prompts := _held_out_prompts(manifest, evaluation)) < FEWEST_PROMPTS:
+        found.append(f"more held-out data ({held_out_amount(evaluation)} on {count(prompts, 'prompt')} are too few to tell)")
     if not evaluation.get("probes"):
         found.append("what else it changed, since no probe was asked")
     if accepted := (manifest.get("audit") or {}).get("accepted"):
         found.append(f"the audit, whose fatal findings were accepted ({listing(accepted)})")
     return found
+
+
+def _held_out_prompts(manifest: Row, evaluation: Row) -> int:
+    """Of how many prompts the evaluation was; of one from before it said so, as many as were held out."""
+    asked = (evaluation.get("margins") or {}).get("prompt")
+    return len(set(asked)) if asked else int(manifest["data"]["eval"]["prompts"])
 
 
 def _calibration(evaluation: Row) -> str:

@@ -19,7 +19,8 @@ CHANCE = 0.5
 
 @dataclass(frozen=True)
 class Result:
-    """What one finished run came to. `margins` and `of_prompt` are each held-out pair's, where the evaluation left them."""
+    """What one finished run came to. `kl` is the same quantity in all results that are compared; `margins` and `of_prompt` are each held-out pair's,
+    where the evaluation left them."""
 
     name: str
     accuracy: Interval
@@ -73,11 +74,11 @@ class Lead:
         return self.value > NORMAL_95 * self.error
 
 
-def choose(results: Sequence[Result]) -> Choice:
+def choose(results: Sequence[Result], distance: str = "KL") -> Choice:
     """The frontier, and of the runs that are as good as the best the one with least against it: fewest symptoms and worse probes, then least KL.
 
     As good as the best is a run whose accuracy is lower by at most one standard error of the difference, or by one prompt. Where no run is better
-    than chance for certain, none is recommended.
+    than chance for certain, none is recommended. `distance` is what the reason calls the KL of `results`.
     """
     learned = [result for result in results if result.accuracy.low > CHANCE]
     if not learned:
@@ -87,7 +88,7 @@ def choose(results: Sequence[Result]) -> Choice:
     leads = {result.name: lead(best, result) for result in results if result is not best}
     as_good = [result for result in learned if result is best or not leads[result.name].is_seen]
     chosen = min(as_good, key=lambda result: (len(result.marks), result.price))
-    return Choice(chosen.name, _reason(chosen, best, as_good), frontier(results), _notes(best, leads, results))
+    return Choice(chosen.name, _reason(chosen, best, as_good, distance), frontier(results), _notes(best, leads, results))
 
 
 def frontier(results: Sequence[Result]) -> list[str]:
@@ -122,9 +123,9 @@ def _error(interval: Interval) -> float:
     return (interval.high - interval.low) / (2 * NORMAL_95)
 
 
-def _reason(chosen: Result, best: Result, as_good: Sequence[Result]) -> str:
+def _reason(chosen: Result, best: Result, as_good: Sequence[Result], distance: str) -> str:
     accuracy = f"held-out accuracy {estimate(chosen.accuracy, 'share')}"
-    price = f"KL {quantity(chosen.kl.value, 'nats')} a reply" if chosen.kl else "KL not measured"
+    price = f"{distance} {estimate(chosen.kl, 'nats a reply')}" if chosen.kl else "KL not measured"
     passed_over = [result for result in as_good if result.price < chosen.price and len(result.marks) > len(chosen.marks)]
     if len(as_good) == 1:
         reason = f"No other run is within one standard error of it: {accuracy}, {price}."

@@ -82,7 +82,7 @@ def certain_lead(better: float, worse: float, prompts: int) -> float:
     return p.value - q.value - math.hypot(p.value - p.low, q.high - q.value)
 
 
-class Judge(Progress):
+class GivingUp(Progress):
     """Shows what `show` shows, and gives the run up through `stop` when it is hopeless. What was `said` of data and settings before an earlier run
     is not said again."""
 

@@ -14,18 +14,19 @@ import torch
 
 from likelier.audit.gate import check_names
 from likelier.changes import verdict
-from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, lacks_memory
+from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, disk_fault, lacks_memory
 from likelier.metrics import Interval
 from likelier.models import pick_device, pick_precision
 from likelier.objectives import make_objective
 from likelier.pipeline import train_and_report
 from likelier.recipe import Recipe, load_recipe, parse_recipe
 from likelier.report import write_report
+from likelier.report.frontier import DISTANCES, EXACT, SAMPLED
 from likelier.report.sweep_page import write_sweep_page
 from likelier.rundir import SWEEP, RunDir, read_json, write_json
 from likelier.sweep.choice import Result, choose
 from likelier.sweep.grid import Settings, Trial, by_value, combinations, make_trials
-from likelier.sweep.hopeless import Judge, Rival
+from likelier.sweep.hopeless import GivingUp, Rival
 from likelier.train.folder import differences
 from likelier.train.lock import sole_use
 from likelier.train.progress import Progress
@@ -49,11 +50,14 @@ class Sweep:
     def write(self, states: Mapping[str, State]) -> dict[str, Any]:
         """sweep.json and sweep.html as things stand. Returns what sweep.json holds."""
         rows = [describe(trial, states[trial.name]) for trial in self.trials]
-        choice = choose([result_of(trial) for trial, row in zip(self.trials, rows, strict=True) if row["accuracy"]])
-        done = [trial for trial in self.trials if states[trial.name]["state"] == "done"]
-        passes = [RunDir(trial.folder).read_manifest().get("reference") or {} for trial in done]
+        finished = [(trial, row) for trial, row in zip(self.trials, rows, strict=True) if row["accuracy"]]
+        distance = EXACT if all(row[EXACT] for _, row in finished) else SAMPLED
+        choice = choose([result_of(trial, distance) for trial, _ in finished], DISTANCES[distance])
+        begun = [run for trial in self.trials if (run := RunDir(trial.folder)).manifest.is_file()]
+        passes = [run.read_manifest().get("reference") or {} for run in begun]
         reference = {name: sum(each.get(name, 0) for each in passes) for name in ("computed", "reused")}
-        content = {"grid": self.grid, "runs": rows, **choice.as_dict(), "reference": reference, "recipe": self.recipe.model_dump(mode="json")}
+        about = {"distance": distance, "reference": reference, "recipe": self.recipe.model_dump(mode="json")}
+        content = {"grid": self.grid, "runs": rows, **choice.as_dict(), **about}
         write_json(self.folder / SWEEP, content)
         write_sweep_page(self.folder)
         return content
@@ -72,8 +76,8 @@ def sweep_recipe(
     compare. Returns what OUT/sweep.json holds. Given again it goes on: finished runs stay, an interrupted one resumes.
 
     A run that does clearly worse than a finished one is given up (hopeless.py), unless `keep_all`. One that fails is noted, and the next begins.
-    Raises RecipeError before the first run for a setting that is unknown or out of range, RunError where the folder holds something else or
-    another process is at work there, and Refused where no run ended.
+    Raises RecipeError before the first run for a setting that is unknown or out of range, RunError where the folder holds something else, another
+    process is at work there or a disk is full, and Refused where no run ended.
     """
     show, folder = show or Progress(), Path(out)
     if bool(grid) == bool(runs):
@@ -153,15 +157,18 @@ def _is_done(trial: Trial) -> bool:
 
 
 def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[str]) -> State:
-    """One run, and how it ended. An error in the request itself, which the next run would meet too, and a signal go through."""
+    """One run, and how it ended. What it cannot be carried out for is noted: another run's settings may be without it. A disk that fails, which the
+    next run would meet too, and a signal go through."""
     stop = Stop()
     try:
-        train_and_report(trial.recipe, show=Judge(show, RunDir(trial.folder), others, stop, said), stop=stop)
+        train_and_report(trial.recipe, show=GivingUp(show, RunDir(trial.folder), others, stop, said), stop=stop)
     except GivenUp as reason:
         return {"state": "stopped", "why": str(reason)}
     except Interrupted as problem:
         raise Interrupted(f"{trial.name}: {problem}", problem.exit_code - 128) from None
-    except (RunError, Refused) as problem:
+    except (RequestError, Refused) as problem:
+        if problem.__cause__ and disk_fault(problem.__cause__) and isinstance(problem, RunError):
+            raise  # a full disk is full for the next run, too
         return {"state": "failed", "why": str(problem)}
     except (RuntimeError, MemoryError) as problem:
         if not lacks_memory(problem):
@@ -197,7 +204,7 @@ def describe(trial: Trial, state: State) -> dict[str, Any]:
     run = RunDir(trial.folder)
     steps = run.read_metrics("train")
     evaluation = (run.read_eval() if state["state"] == "done" else None) or {}
-    measured = {name: _interval(evaluation.get("held_out", {}).get(name)) for name in ("accuracy", "margin", "kl")}
+    measured = {name: _interval(evaluation.get("held_out", {}).get(name)) for name in ("accuracy", "margin", SAMPLED, EXACT)}
     return {
         "name": trial.name,
         "settings": dict(trial.settings),
@@ -212,15 +219,15 @@ def describe(trial: Trial, state: State) -> dict[str, Any]:
     }
 
 
-def result_of(trial: Trial) -> Result:
-    """What the choice is made by. Per-pair margins are in eval.json's `margins`, if it has them."""
+def result_of(trial: Trial, distance: str) -> Result:
+    """What the choice is made by, with eval.json's measure `distance` as its KL. Per-pair margins are in eval.json's `margins`, if it has them."""
     run = RunDir(trial.folder)
     evaluation = run.read_eval() or {}
     held_out, margins = evaluation["held_out"], evaluation.get("margins") or {"value": (), "prompt": ()}
     return Result(
         trial.name,
         Interval.from_dict(held_out["accuracy"]),
-        Interval.from_dict(held_out["kl"]) if held_out.get("kl") else None,
+        Interval.from_dict(held_out[distance]) if held_out.get(distance) else None,
         prompts=run.read_manifest()["data"]["eval"]["prompts"],
         dataset=evaluation["dataset"],
         symptoms=symptoms(run),

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from likelier.metrics import Interval
+from likelier.report.frontier import DISTANCES, distance_of
 from likelier.wording import UNKNOWN, count, estimate, number, quantity
 
 STATES = {"done": ("", ""), "stopped": ("given up", "yellow"), "failed": ("failed", "red"), "waiting": ("to come", "dim")}
@@ -28,9 +29,10 @@ def show_sweep(sweep: Mapping[str, Any], console: Console | None = None) -> None
         state, style = STATES[row["state"]]
         place = "recommended" if row["name"] == recommended else "frontier" if row["name"] in sweep["frontier"] else state
         length = f"{number(row['length']['before'])} → {number(row['length']['after'])}" if row["length"] else UNKNOWN
-        numbers = (_share(row["accuracy"]), _value(row["kl"]), _value(row["margin"]), length, str(row["symptoms"] + len(row["worse"])))
-        table.add_row(row["name"], *numbers, place, style="bold" if place == "recommended" else style)
+        numbers = (_share(row["accuracy"]), _value(row[distance_of(sweep)]), _value(row["margin"]), length, str(row["symptoms"] + len(row["worse"])))
+        table.add_row(Text(row["name"]), *numbers, place, style="bold" if place == "recommended" else style)
     console.print(table)
+    console.print(f"KL: {DISTANCES[distance_of(sweep)]}, nats", style="dim")
     console.print("against: warnings while it trained, and probes that became worse", style="dim")
     reference = sweep["reference"]
     if any(reference.values()):
@@ -40,7 +42,7 @@ def show_sweep(sweep: Mapping[str, Any], console: Console | None = None) -> None
     if recommended:
         console.print(Text(f"Recommended: {recommended}. ", "bold") + Text(sweep["recommended"]["reason"]))
     for note in sweep["notes"]:
-        console.print(note, highlight=False)
+        console.print(Text(note))
     for row in sweep["runs"]:
         if row["why"]:
             console.print(Text(f"{row['name']}: {row['why']}", STATES[row["state"]][1]))

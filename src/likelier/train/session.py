@@ -177,7 +177,6 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
     examples = [*prepared.train.examples, *prepared.held_out.examples]
     everything = [*sequences_of(examples), *mismatched(examples)]
     started = time.perf_counter()
-    computed = 0
     digest = ""
     try:
         store = open_store(prepared, show) if prepared.objective.needs_reference else None
@@ -186,19 +185,24 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
             with as_reference(policy.model):
                 computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
             digest = store.digest(everything)
+            _count_reference(run, computed, of=len(set(everything)))
         reference_seconds = time.perf_counter() - started
         masters = MasterWeights.of(policy.model, recipe.model, settings.bf16_weights)
         sides = prepared.train.examples, prepared.held_out.examples
         watched = WatchedPrompts(policy, prepared.loaded.tokenizer, prepared.held_out, recipe, end_token_id=policy.pad_id)
-        watch = Watch(run, show, Setup(settings, prepared.objective, recipe), watched)
+        watch = Watch(run, show, Setup(settings, prepared.objective, recipe, run.read_manifest()["data"]["eval"]["prompts"]), watched)
         state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop, watch)
     finally:
         show.close()
     unchanged = (
         None if store is None else store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
     )
+    manifest = run.read_manifest()
+    if store is not None:
+        manifest["reference"] |= {"unchanged": unchanged}
     if unchanged is False:
         watch.tell([reference_changed(state.step)])
+        write_json(run.manifest, manifest)
         raise TrainingStopped(
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )
@@ -214,13 +218,19 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
         "seconds": round(state.seconds, 1),
         "reference_seconds": round(reference_seconds, 1),
     }
-    reference = {"computed": computed, "reused": len(set(everything)) - computed, "unchanged": unchanged} if store else None
-    manifest = run.read_manifest() | {"outcome": outcome, "reference": reference}
+    manifest |= {"outcome": outcome}
     card = model_card(recipe, manifest, adapter=settings.method != "full")
     notes = provenance_notes(manifest)
     saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
     write_json(run.manifest, manifest | {"saved": saved})
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _count_reference(run: RunDir, computed: int, *, of: int) -> None:
+    """Add to the manifest how many sequences this start of the run scored under the reference, `of` so many; the others are reused."""
+    manifest = run.read_manifest()
+    computed += (manifest.get("reference") or {}).get("computed", 0)
+    write_json(run.manifest, manifest | {"reference": {"computed": computed, "reused": max(0, of - computed), "unchanged": None}})
 
 
 def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
@@ -231,7 +241,7 @@ def open_store(prepared: Prepared, show: Progress) -> ReferenceStore:
 
 
 def make_manifest(prepared: Prepared) -> dict[str, Any]:
-    """Provenance, as rundir.py lists it; `outcome` comes at the end."""
+    """Provenance, as rundir.py lists it; `reference` and `outcome` come later."""
     recipe, model = prepared.recipe, prepared.policy.model
     return {
         "likelier": version("likelier"),
@@ -252,6 +262,7 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
         },
         "training": way(recipe, model, prepared.policy.precision),
         "numerics": {**prepared.numerics, "parity": {"largest_difference": prepared.parity.difference, "tolerance": TOLERANCE}},
+        "reference": None,
         "outcome": None,
     }
 

@@ -36,11 +36,13 @@ class Symptom:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the rules know of a run beside its rows. Without `recipe`, as for a Trainer, no rule judges settings."""
+    """What a run is beside its rows. Without `recipe`, as for a Trainer, no rule judges settings. `prompts` are the held-out ones, which the rows of
+    evaluations then tell."""
 
     train: TrainSettings
     objective: Objective
     recipe: Recipe | None = None
+    prompts: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Setup":

@@ -41,7 +41,9 @@ class Watch:
             self._film(self._prompts.first_replies, write_jsonl)  # in place of what a start that was killed at once may have left
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write and show a row of metrics, and what it shows for the first time."""
+        """Write and show a row of metrics, and what it shows for the first time. That of an evaluation says over how many prompts it is."""
+        if row["kind"] == "eval" and self._setup.prompts:
+            row = row | {"prompts": self._setup.prompts}
         self._append(row)
         self.tell(self._diagnosis.after(row))
 

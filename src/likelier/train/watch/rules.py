@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from statistics import fmean, median
 
 from likelier.metrics import wilson
+from likelier.rundir import REFERENCE_CHANGED
 from likelier.train.advice import Weight, beta, epochs, learning_rate
 from likelier.train.watch import limits
 from likelier.train.watch.history import WINDOW, History, Row, Symptom
@@ -87,22 +88,29 @@ def at_chance(history: History) -> Iterator[Symptom]:
             return
         rows, what = history.evals[-2:], "held-out pairs"
         pairs, accuracy = rows[-1]["pairs"], max(row["accuracy"] for row in rows)
+        independent = prompts_of(rows[-1])
         over = " and ".join(quantity(row["accuracy"], "share") for row in rows)
     else:
         rows, what = history.train[-2 * WINDOW :], "training pairs"
         pairs, accuracy = sum(row["pairs"] for row in rows), fmean(row["accuracy"] for row in rows)
+        independent = pairs
         over = quantity(accuracy, "share")
-    if accuracy <= limits.AT_CHANCE and wilson(accuracy * pairs, pairs).high < limits.NOT_AT_CHANCE:
+    if accuracy <= limits.AT_CHANCE and wilson(accuracy * independent, independent).high < limits.NOT_AT_CHANCE:
         evidence = f"{over} of {pairs:,} {what} are ranked right, after {history.done:.0%} of the run."
         mend = "the labels (likelier audit; objective.label_smoothing: 0.1 or objective.name: robust-dpo where some are wrong); more pairs"
         yield Symptom("at-chance", "Accuracy stays near chance", "warn", evidence, mend)
 
 
+def prompts_of(evaluation: Row) -> int:
+    """Over how many held-out rows an accuracy is: pairs of one prompt are not independent, so it is the number of prompts where a row has that."""
+    return int(min(evaluation["pairs"], evaluation.get("prompts") or evaluation["pairs"]))
+
+
 def both_falling(history: History) -> Iterator[Symptom]:
     """Chosen and rejected replies both lose much of their likelihood, and go on losing it."""
     now, before = _lost(history), _lost(history, ago=WINDOW)
-    rejected = history.now("rejected_log_ratio")
-    if now is None or rejected is None or rejected >= 0:
+    rejected, rejected_before = history.now("rejected_log_ratio"), history.now("rejected_log_ratio", ago=WINDOW)
+    if now is None or rejected is None or rejected >= 0 or (rejected_before is not None and rejected >= rejected_before):
         return
     share, nats = now
     if share >= limits.FALL and nats >= limits.FALL_NATS and (before is None or share > before[0]):
@@ -141,9 +149,9 @@ def overfitting(history: History) -> Iterator[Symptom]:
         return
     passes = f"after {number(round(history.train[-1]['epoch'], 1))} passes"
     mend = "train.epochs lower (1 to 3), train.learning_rate lower, or more pairs; eval data of the same kind as the training data"
-    pairs, held_out = history.evals[-1]["pairs"], history.evals[-1]["accuracy"]
+    prompts, held_out = prompts_of(history.evals[-1]), history.evals[-1]["accuracy"]
     seen = sum(row["pairs"] for row in history.train[-WINDOW:])
-    if train - held_out >= limits.GAP and wilson(held_out * pairs, pairs).high < wilson(train * seen, seen).low:
+    if train - held_out >= limits.GAP and wilson(held_out * prompts, prompts).high < wilson(train * seen, seen).low:
         evidence = f"{quantity(train, 'share')} of the training pairs are ranked right, {quantity(held_out, 'share')} of the held-out ones, {passes}."
         yield Symptom("overfitting", "Learnt by heart", "warn", evidence, mend)
         return
@@ -172,7 +180,9 @@ def kl_past_budget(history: History) -> Iterator[Symptom]:
     """The policy went further from its reference than it was allowed to."""
     kl, budget = history.evals[-1].get("kl") if history.evals else None, history.setup.kl_budget or limits.KL_BUDGET
     if kl is not None and kl > budget:
-        evidence = f"Replies of the untrained model are {number(kl)} nats less likely now, an estimate of the KL; {number(budget)} are allowed."
+        evidence = (
+            f"Replies of the untrained model are {number(kl)} nats less likely now, an estimate of KL(π_ref ‖ π); {number(budget)} are allowed."
+        )
         mend = f"{LOWER_RATE}; fewer steps; or eval.kl_budget, if so much is meant"
         yield Symptom("kl-budget", "Far from the reference", "warn", evidence, mend)
 
@@ -190,7 +200,7 @@ def length_drift(history: History) -> Iterator[Symptom]:
     if endless or new >= max(limits.LENGTH_RISE * old, old + limits.LENGTH_TOKENS):
         mend = "does the longer reply win (likelier audit)? likelier fix --do balance-length; objective.name: ld-dpo, r-dpo or length-normalised-dpo"
         yield Symptom("length-drift", "Replies become longer", "warn", evidence, mend)
-    elif new <= limits.LENGTH_FALL * old:
+    elif new < old and new <= limits.LENGTH_FALL * old:
         mend = f"{LOWER_RATE}; does the shorter reply always win (likelier audit)?"
         yield Symptom("length-drift", "Hardly a reply is left", "warn", evidence, mend)
 
@@ -232,7 +242,7 @@ def reference_changed(step: int) -> Symptom:
     """What a run that finds its reference changed leaves behind; no curve shows it."""
     evidence = "At the end the reference's weights or stored values were not those that the run began with: all of its log-ratios are in doubt."
     mend = "look for code that writes to the base weights (a hook, tied weights, a merged adapter), or for a damaged reference store; train again"
-    return Symptom("reference-changed", "The reference changed", "warn", evidence, mend, step)
+    return Symptom(REFERENCE_CHANGED, "The reference changed", "warn", evidence, mend, step)
 
 
 RULES: tuple[Callable[[History], Iterator[Symptom]], ...] = (
