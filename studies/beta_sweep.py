@@ -25,7 +25,10 @@ class Said(Progress):
     """Shows what a sweep says, run by run."""
 
     def __init__(self, study: Study) -> None:
-        self.say = study.say  # type: ignore[method-assign]
+        self._study = study
+
+    def say(self, text: str) -> None:
+        self._study.say(text)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ FLOORS = {
     **dict.fromkeys(
         ["allocator", "atomic", "chunks", "errors", "examples", "hashing", "model_files", "recipe", "records", "rundir", "section", "thresholds"], 0
     ),
-    "weights": 0,
+    **dict.fromkeys(["user_code", "weights"], 0),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics", "win_rates"], 1),
     **dict.fromkeys(
         ["adapters", "audit", "card", "changes", "four_bits", "judge", "logprobs", "models", "generation", "probes", "subject", "wording"], 2

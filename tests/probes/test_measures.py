@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from likelier.errors import RecipeError
 from likelier.probes import measures
-from likelier.probes.measures import ARTICLES, MEASURES, is_answer, load_function, normalised, own_number
+from likelier.probes.measures import ARTICLES, MEASURES, is_answer, normalised, own_function, own_number
 
 
 def test_docstring_examples():
@@ -77,8 +77,8 @@ def test_a_users_function_may_return_truth_or_a_finite_number():
         ("own.py", "", r"`function` is written file\.py:name \(given: 'own\.py'\)"),
         ("own:right", "", r"file\.py:name"),
         ("nowhere.py:right", "", r"nowhere\.py, and there is no such file"),
-        ("own.py:right", "def right(", r"cannot be loaded \(SyntaxError"),
-        ("own.py:right", "import no_such_module", r"cannot be loaded \(ModuleNotFoundError"),
+        ("own.py:right", "def right(", r"does not run \(SyntaxError"),
+        ("own.py:right", "import no_such_module", r"does not run \(ModuleNotFoundError"),
         ("own.py:right", "def wright(reply, prompt): return 1", r"no function `right`\. Did you mean `wright`"),
         ("own.py:right", "right = 3", r"no function `right`"),
     ],
@@ -86,4 +86,4 @@ def test_a_users_function_may_return_truth_or_a_finite_number():
 def test_functions_that_cannot_be_used_are_named(tmp_path, name, code, words):
     (tmp_path / "own.py").write_text(code)
     with pytest.raises(RecipeError, match=f"^mine: .*{words}"):
-        load_function(name, folder=tmp_path, where="mine")
+        own_function(name, folder=tmp_path, where="mine")

@@ -11,7 +11,7 @@ from likelier.data.leaks import check_leaks
 from likelier.data.split import prompt_key, split_pairs
 from likelier.data.version import dataset_id
 from likelier.errors import DataError
-from likelier.examples import Example, LabelledExample, with_others
+from likelier.examples import Example, Ids, LabelledExample, with_others
 from likelier.metrics import histogram, length_summary
 from likelier.recipe import DataSettings
 from likelier.records import Labelled, Pair, Record
@@ -29,6 +29,15 @@ class Side:
     @property
     def examples(self) -> list[Example]:
         return self.encoded.examples
+
+    def spread_prompts(self, most: int) -> list[int]:
+        """Up to `most` of its examples, spread evenly over them, each with a prompt of its own: the first that has it."""
+        first_of_prompt: dict[Ids, int] = {}
+        for i, example in enumerate(self.examples):
+            first_of_prompt.setdefault(example.prompt_ids, i)
+        firsts = list(first_of_prompt.values())
+        wanted = min(most, len(firsts))
+        return [firsts[k * len(firsts) // wanted] for k in range(wanted)]
 
     @property
     def pairs(self) -> list[Pair]:

@@ -68,12 +68,7 @@ class Exam:
 def make_exam(recipe: Recipe, tokenizer: Any, held_out: Side, *, end_token_id: int, positions: int = UNLIMITED, say: Say = quiet) -> Exam:
     """The exam for one run: up to `eval.samples` held-out prompts, spread evenly over the file, and the probes that are wanted, but for those that
     the model's template cannot say or its `positions` have no room for."""
-    first_of_prompt: dict[Ids, int] = {}
-    for i, example in enumerate(held_out.examples):
-        first_of_prompt.setdefault(example.prompt_ids, i)
-    firsts = list(first_of_prompt.values())
-    wanted = min(recipe.eval.samples, len(firsts))
-    shown = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
+    shown = held_out.spread_prompts(recipe.eval.samples)
     wanted_probes = probes_of(recipe.eval.probes, recipe.eval.probe_files)
     return Exam(recipe, tokenizer, end_token_id, held_out, shown, _in_tokens(wanted_probes, recipe, tokenizer, positions, say))
 

@@ -4,17 +4,15 @@ def better(prompt, a, b):            # [{"role": …, "content": …}, …], tex
     return len(b) - len(a)           # "a", "b" or "tie"; or a number: above 0 where `a` is better, below 0 where `b` is
 """
 
-import hashlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from likelier.errors import JudgeError
+from likelier.errors import JudgeError, RequestError
 from likelier.hashing import file_hash
 from likelier.judge.questions import Answer, Choice, Keep, Question, by_score
+from likelier.user_code import load_function
 
 SAID: dict[Any, Choice] = {"a": "first", "b": "second", "tie": "tie"}
 
@@ -27,7 +25,10 @@ class FunctionJudge:
         if not colon or not path.endswith(".py"):
             raise JudgeError(f"judge python:{where}: a function is named python:FILE.py:FUNCTION.")
         self.name = f"python:{where}"
-        self._function = _loaded(Path(path).expanduser(), name)
+        try:
+            self._function = load_function(Path(path).expanduser(), name)
+        except RequestError as problem:
+            raise JudgeError(f"judge python:{where}: {problem}") from problem
         self.identity: dict[str, Any] = {"kind": "function", "file": file_hash(Path(path).expanduser()), "function": name}
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
@@ -44,22 +45,3 @@ class FunctionJudge:
         if isinstance(said, int | float) and not isinstance(said, bool) and not math.isnan(said):
             return Answer(by_score(said))
         return Answer(None, fault=f"it returned {str(said)[:80]!r}, which is neither 'a', 'b', 'tie' nor a number")
-
-
-def _loaded(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise JudgeError(f"judge python:{path}:{name}: there is no such file.")
-    module_name = f"likelier_judge_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # a dataclass looks its module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as problem:
-        raise JudgeError(f"judge python:{path}:{name}: this file does not run ({type(problem).__name__}: {problem}).") from problem
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise JudgeError(f"judge python:{path}:{name}: there is no function `{name}` in this file.")
-    return function  # type: ignore[no-any-return]

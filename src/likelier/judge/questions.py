@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 from likelier.records import Messages
 
 Choice = Literal["first", "second", "tie"]
-CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from likelier.data.messages import prompt_messages
 from likelier.errors import DataError, RecipeError, did_you_mean
 from likelier.hashing import file_hash
 from likelier.probes.definition import Item, Probe, Want
-from likelier.probes.measures import MEASURES, MeasureName, load_function, own_number
+from likelier.probes.measures import MEASURES, MeasureName, own_function, own_number
 from likelier.records import Messages
 from likelier.section import Count, Section
 
@@ -147,7 +147,7 @@ def _probe(entry: Any, path: Path, number: int, say: Say) -> Probe:
     function = None
     if written.function:
         say(f"Running {path.parent / written.function.rpartition(':')[0]}, which {path} names.")
-        function = load_function(written.function, folder=path.parent, where=where)
+        function = own_function(written.function, folder=path.parent, where=where)
         for item in items[:1]:
             own_number(function, TRIAL, [message.as_dict() for message in item.prompt], where=f"{where}, tried on a made-up reply")
     return Probe(

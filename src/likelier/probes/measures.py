@@ -1,7 +1,6 @@
 """What a reply is measured by. Pure functions of its text, and a user's own."""
 
 import math
-import runpy
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from likelier.errors import RecipeError, did_you_mean
+from likelier.errors import RecipeError, RequestError
 from likelier.metrics import Statistic, has_apology, has_refusal, in_a_loop
+from likelier.user_code import load_function
 
 MeasureName = Literal["length", "apology", "refusal", "loop", "ended"]
 
@@ -58,7 +58,7 @@ def normalised(text: str) -> str:
     return " ".join(word for word in plain.split() if word not in ARTICLES)
 
 
-def load_function(name: str, *, folder: Path, where: str) -> OwnFunction:
+def own_function(name: str, *, folder: Path, where: str) -> OwnFunction:
     """The function that `file.py:name` stands for, the file relative to `folder`. Its code runs now, because a user named it.
 
     Raises RecipeError, beginning with `where`, if there is none.
@@ -70,14 +70,9 @@ def load_function(name: str, *, folder: Path, where: str) -> OwnFunction:
     if not path.is_file():
         raise RecipeError(f"{where}: `function` names {path}, and there is no such file. A path is relative to the probe file.")
     try:
-        known = runpy.run_path(str(path), run_name=path.stem)
-    except Exception as problem:  # whatever a user's file raises
-        raise RecipeError(f"{where}: {path} cannot be loaded ({type(problem).__name__}: {problem}).") from problem
-    if not callable(known.get(attribute)):
-        functions = [key for key, value in known.items() if callable(value)]
-        raise RecipeError(f"{where}: {path} has no function `{attribute}`.{did_you_mean(attribute, functions)}")
-    function: OwnFunction = known[attribute]
-    return function
+        return load_function(path, attribute)
+    except RequestError as problem:
+        raise RecipeError(f"{where}: {problem}") from problem
 
 
 def own_number(function: OwnFunction, reply: str, prompt: list[dict[str, Any]], *, where: str) -> bool | float:

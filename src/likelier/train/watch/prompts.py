@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from likelier.data.load import Side
-from likelier.examples import Ids
 from likelier.generation.sample import Reply, generate
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
@@ -41,12 +40,7 @@ class WatchedPrompts:
         self._tokenizer = tokenizer
         self._recipe = recipe
         self.tokens = min(LONGEST, recipe.eval.max_new_tokens)
-        first_of_prompt: dict[Ids, int] = {}
-        for i, example in enumerate(held_out.examples):
-            first_of_prompt.setdefault(example.prompt_ids, i)
-        firsts = list(first_of_prompt.values())
-        wanted = min(recipe.eval.watch, len(firsts))
-        chosen = [firsts[k * len(firsts) // wanted] for k in range(wanted)]
+        chosen = held_out.spread_prompts(recipe.eval.watch)
         self._records = [held_out.records[i] for i in chosen]
         self._prompts = [held_out.examples[i].prompt_ids for i in chosen]
         self._drawn: list[Drawn] = []
