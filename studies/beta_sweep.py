@@ -40,7 +40,7 @@ def main() -> None:
     runs = {f"β {row['settings']['objective.beta']:g}": RunDir(study.folder / row["folder"]) for row in rows}
     titles = ["accuracy against KL", "log-ratio of chosen, training", "log-ratio of rejected, training"]
     figure, (frontier, chosen, rejected) = panels(3, titles=titles)
-    draw_frontier(frontier, rows)
+    draw_frontier(frontier, rows, result["distance"])
     for i, (name, run) in enumerate(runs.items()):
         curve(chosen, run, "chosen_log_ratio", label=name, color=COLORS[i])
         curve(rejected, run, "rejected_log_ratio", label=name, color=COLORS[i])
@@ -66,15 +66,15 @@ def recommended(result: dict[str, Any]) -> str:
     return f"`{found['name']}`. {found['reason']}" if found else "none."
 
 
-def draw_frontier(axes: Any, rows: list[dict[str, Any]]) -> None:
+def draw_frontier(axes: Any, rows: list[dict[str, Any]], distance: str) -> None:
     for i, row in enumerate(rows):
-        kl, accuracy = row["kl"], row["accuracy"]
+        kl, accuracy = row[distance], row["accuracy"]
         widths = [[[max(0, each["value"] - each["low"])], [max(0, each["high"] - each["value"])]] for each in (kl, accuracy)]
         axes.errorbar(kl["value"], accuracy["value"], xerr=widths[0], yerr=widths[1], color=COLORS[i], marker="o", markersize=4, linewidth=0.8)
         axes.annotate(
             f"β {row['settings']['objective.beta']:g}", (kl["value"], accuracy["value"]), xytext=(5, 5), textcoords="offset points", color=GREY
         )
-    axes.set_xlabel("KL, nats a reply", color=GREY, fontsize=9)
+    axes.set_xlabel("KL on held-out replies, nats a reply", color=GREY, fontsize=9)
 
 
 TEXT = """# How strong a tie to the reference
@@ -93,7 +93,8 @@ the sign of a margin does not depend on its scale. All runs read the reference t
 
 {reference}
 
-On the frontier (no other run has both more accuracy and less KL): {frontier}. The sweep recommends {advice}
+The sweep weighs accuracy against the KL on held-out replies, which is exact at every place of a reply, not the drawn one of the table. On the
+frontier (no other run has both more accuracy and less of that KL): {frontier}. It recommends {advice}
 
 {plot}
 """

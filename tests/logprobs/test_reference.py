@@ -222,15 +222,21 @@ def test_a_reader_while_another_writes_sees_whole_chunks_only(tmp_path):
     assert writer.exitcode == 0
 
 
-def fill_slowly(root: Path, scorer: Scorer, sequences) -> None:
+def fill_and_wait(root: Path, scorer: Scorer, sequences, after: int) -> None:
+    """Fill the store, and wait for a kill once it has so many chunks."""
     reference.FLUSH_TOKENS = 1
-    fill(ReferenceStore(root, "ref"), scorer, sequences, tokens_per_batch=1, on_progress=lambda *_: time.sleep(0.002))
+
+    def wait(*_: object) -> None:
+        while len(chunks(root)) >= after:
+            time.sleep(60)
+
+    fill(ReferenceStore(root, "ref"), scorer, sequences, tokens_per_batch=1, on_progress=wait)
 
 
 @pytest.mark.parametrize("after", [1, 3, 7])
 def test_a_fill_that_is_killed_loses_no_chunk_and_is_ended_by_the_next(after, tmp_path, scorer):
     many = [sequence(n) for n in range(60)]
-    victim = FORK.Process(target=fill_slowly, args=(tmp_path, scorer, many))
+    victim = FORK.Process(target=fill_and_wait, args=(tmp_path, scorer, many, after + 3))
     victim.start()
     deadline = time.monotonic() + 60
     while len(chunks(tmp_path)) < after and time.monotonic() < deadline:

@@ -5,7 +5,9 @@ import json
 import os
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -18,7 +20,7 @@ from likelier.sweep import run as module
 from likelier.sweep import sweep_recipe
 from likelier.train import session
 from likelier.train.progress import Progress
-from tests.train.children import begin, ended, wait_for
+from tests.train.children import begin, ended, hold_after_step, hold_before_naming, wait_for
 from tests.train.conftest import changed
 
 
@@ -106,13 +108,13 @@ def test_a_sweep_killed_in_the_middle_ends_as_if_it_had_not_been(short, tmp_path
     path = tmp_path / "recipe.yaml"
     path.write_text(short.to_yaml())
 
-    def start(out: Path):
+    def start(out: Path, **options: Any):
         words = ["sweep", str(path), "--grid", "objective.beta=0.1,0.5", "--out", str(out)]
-        return begin(words, f"{out}.log")
+        return begin(words, f"{out}.log", **options)
 
     ours, whole = tmp_path / "ours", tmp_path / "whole"
-    child = start(ours)
     second = RunDir(ours / "beta=0.5")
+    child = start(ours, before=partial(hold_before_naming, second.checkpoints / "step-000006"))
     wait_for(lambda: list(second.checkpoints.glob("step-*")), child)
     child.kill()
     assert ended(child) == -signal.SIGKILL
@@ -136,14 +138,17 @@ def test_a_sweep_killed_in_the_middle_ends_as_if_it_had_not_been(short, tmp_path
 
 def test_a_signal_leaves_at_a_checkpoint_and_names_the_run(short, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(changed(short, train={"max_steps": 200, "epochs": 100}).to_yaml())
+    path.write_text(short.to_yaml())
     out = tmp_path / "sweep"
-    child = begin(["sweep", str(path), "--grid", "objective.beta=0.1,0.5", "--out", str(out)], f"{out}.log")
-    wait_for(lambda: RunDir(out / "beta=0.1").read_metrics("train"), child)
+    first = RunDir(out / "beta=0.1")
+    words = ["sweep", str(path), "--grid", "objective.beta=0.1,0.5", "--out", str(out)]
+    child = begin(words, f"{out}.log", before=partial(hold_after_step, str(first.path), 3))
+    wait_for(lambda: len(first.read_metrics("train")) == 3, child)
     os.kill(child.pid, signal.SIGTERM)
+    Path(f"{first.path}.go").touch()
     assert ended(child) == 128 + signal.SIGTERM
-    assert "likelier: beta=0.1: stopped by SIGTERM at step" in Path(f"{out}.log").read_text()
-    assert list(RunDir(out / "beta=0.1").checkpoints.glob("step-*"))
+    assert "likelier: beta=0.1: stopped by SIGTERM at step 3" in Path(f"{out}.log").read_text()
+    assert list(first.checkpoints.glob("step-*"))
 
 
 def test_a_hopeless_run_is_given_up_with_a_checkpoint_and_goes_on_with_keep_all(short, tmp_path, monkeypatch):

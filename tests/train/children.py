@@ -41,7 +41,7 @@ def begin(words: Sequence[str], log: str, before: Callable[[], None] = nothing) 
 
 def ended(child: BaseProcess) -> int:
     """Its exit code; of one that a signal ended, minus the signal's number."""
-    child.join(60)
+    child.join(300)
     assert child.exitcode is not None, "it hangs"
     return child.exitcode
 
@@ -62,8 +62,34 @@ def step_saved(run: RunDir) -> int:
     return int(newest.name.removeprefix("step-")) if newest else 0
 
 
-def keep_checkpoints() -> None:
-    """What a run has in checkpoints/ at its end stays, in kept/."""
+def hold_before_naming(target: Path) -> None:
+    """Whoever is to give something this name waits there for its kill: a process that is watched never gets farther."""
+    rename = Path.rename
+
+    def rename_or_wait(path: Path, name: Path) -> Path:
+        while Path(name) == target:
+            time.sleep(60)
+        return rename(path, name)
+
+    Path.rename = rename_or_wait
+
+
+def hold_after_step(out: str, step: int) -> None:
+    """The run in `out` has logged this step and waits until there is a file OUT.go."""
+    append = RunDir.append_metrics
+
+    def append_and_wait(run: RunDir, row: dict) -> None:
+        append(run, row)
+        while (run.path, row["kind"], row.get("step")) == (Path(out), "train", step) and not Path(f"{out}.go").exists():
+            time.sleep(0.01)
+
+    RunDir.append_metrics = append_and_wait
+
+
+def keep_checkpoints(hold: Path | None = None) -> None:
+    """What a run has in checkpoints/ at its end stays, in kept/. It waits for its kill before it gives a checkpoint the name `hold`."""
+    if hold:
+        hold_before_naming(hold)
     save = session.save_trained
 
     def save_and_keep(model, tokenizer, folder, **options):

@@ -55,7 +55,7 @@ def kill_and_compare(recipe, kills: int, seed: int) -> Counter[str]:
     for _ in range(kills):
         at = step_saved(run)
         wanted = at + moments.randint(1, steps // kills - 2)
-        child = start(recipe, before=keep_checkpoints)
+        child = start(recipe, before=partial(keep_checkpoints, run.checkpoints / f"step-{wanted + 2:06d}"))
         if moments.random() < 0.3:
             time.sleep(moments.uniform(0, min(1, to_start)))
         else:

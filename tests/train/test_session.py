@@ -155,11 +155,11 @@ def test_kill_and_resume_gives_the_same_bits(recipe, method, precision, tmp_path
     code = (
         "import torch, sys, time; torch.set_num_threads(1)\n"
         "from likelier.recipe import load_recipe; from likelier.train.session import train_recipe; from likelier.train.progress import Progress\n"
-        "class Slow(Progress):\n    def logged(self, row): time.sleep(0.15)\n"
-        "train_recipe(load_recipe(sys.argv[1]), show=Slow())"
+        "class Waiting(Progress):\n    def logged(self, row): time.sleep(600 if row['kind'] == 'train' and row['step'] == int(sys.argv[2]) else 0)\n"
+        "train_recipe(load_recipe(sys.argv[1]), show=Waiting())"
     )
     for kill_after in (5, 11):
-        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+        child = subprocess.Popen([sys.executable, "-c", code, str(path), str(kill_after)], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
         while child.poll() is None and len(run.read_metrics("train")) < kill_after:
             time.sleep(0.02)
         assert child.poll() is None, "the run ended before it could be killed"

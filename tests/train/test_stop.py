@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from likelier.train import step as module
 from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from likelier.train.stop import heed_signals
-from tests.train.children import ended, said, start, wait_for
+from tests.train.children import ended, hold_after_step, said, start, wait_for
 from tests.train.conftest import PLACES, changed, pair_rows
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -184,25 +186,15 @@ def test_a_second_ctrl_c_stops_at_once(short):
 COMMANDED = [([signal.SIGTERM], 143), pytest.param([signal.SIGINT], 130, marks=pytest.mark.slow), ([signal.SIGTERM] * 2, -15)]
 
 
-def slowly() -> None:
-    """Every step takes a while."""
-    append = RunDir.append_metrics
-
-    def append_and_wait(run, row) -> None:
-        append(run, row)
-        threading.Event().wait(0.3)
-
-    RunDir.append_metrics = append_and_wait
-
-
 @pytest.mark.parametrize("signals, code", COMMANDED)
 def test_the_command_says_where_it_stands(short, signals, code):
-    child, run = start(short, before=slowly), RunDir(short.out)
+    child, run = start(short, before=partial(hold_after_step, short.out, 1)), RunDir(short.out)
     wait_for(lambda: len(run.read_metrics("train")) == 1, child)
     for number in signals:
         os.kill(child.pid, number)
         if len(signals) > 1:
             wait_for(lambda: "again to stop at once" in said(short), child)
+    Path(f"{short.out}.go").touch()
     assert ended(child) == code
     told = said(short)
     assert f"likelier: {signals[0].name}: the step at hand is finished" in told

@@ -68,7 +68,7 @@ def from_trackio(run: RunDir) -> tuple[list[Row], str]:
 
 def from_wandb(run: RunDir) -> tuple[list[Row], str]:
     [path] = run.trackers.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "exit" not in (kinds := {record.WhichOneof("record_type") for record in wandb_log(path)}):
         assert time.monotonic() < deadline, f"W&B's service did not end the file: {kinds}"
         time.sleep(0.05)
