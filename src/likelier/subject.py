@@ -6,8 +6,8 @@ model            alone, or against another model that is named
 """
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from likelier.adapters import CONFIG
+from likelier.adapters import CONFIG, WEIGHTS
 from likelier.data.chat import Encoder
 from likelier.errors import ModelError, RequestError, RunError
-from likelier.logprobs.reference import identity, numerics, numerics_of
+from likelier.four_bits import quantisation
+from likelier.hashing import file_hash
+from likelier.logprobs.reference import identity, numerics
 from likelier.logprobs.scorer import DTYPES, Engine, Precision, Scorer, choose_engine
 from likelier.logprobs.tree import PromptResponse
-from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB
+from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf
 from likelier.models import (
     LoadedModel,
     as_reference,
@@ -34,6 +36,7 @@ from likelier.models import (
     locate,
     pick_device,
     pick_precision,
+    weights_dtype,
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import ModelSettings, Recipe, load_recipe
@@ -52,13 +55,13 @@ LONGEST = 1 << 20
 
 @dataclass
 class Subject:
-    """A model to ask, and perhaps its reference. `reference` None: there is none, or it is the policy with its adapter off (`adapted`)."""
+    """A model to ask, and perhaps its reference. `reference` None: there is none, or it is the policy with its `adapter` off."""
 
     name: str
     settings: ModelSettings  # of the model that brings tokenizer and template
     policy: Load
     reference: Load | None
-    adapted: bool
+    adapter: Path | None  # the policy's, where it is one on a base
     objective: Objective | None  # whose reward counts; None where there is no reward
     precision: Precision
     dtype: torch.dtype
@@ -78,14 +81,20 @@ class Subject:
     @property
     def compared(self) -> bool:
         """Whether there is a reference."""
-        return self.adapted or self.reference is not None
+        return self.adapter is not None or self.reference is not None
 
     def ask(self, who: Who, work: Callable[[Scorer], Found]) -> Found:
         """What `work` finds out with the policy's or the reference's scorer, which it must not keep: the other model may have to be loaded then."""
         assert self.engine is not None, "settle comes first"
+        with self.held(who) as model:
+            return work(Scorer(model, engine=self.engine, precision=self.precision, pad_id=self.encoder.end_token_id))
+
+    @contextmanager
+    def held(self, who: Who) -> Iterator[Any]:
+        """The policy's or the reference's model, while the block lasts."""
         loaded = self._load(who)
         with as_reference(loaded.model) if who == "reference" else nullcontext():
-            return work(Scorer(loaded.model, engine=self.engine, precision=self.precision, pad_id=self.encoder.end_token_id))
+            yield loaded.model
 
     def settle(self, sequences: Sequence[PromptResponse]) -> None:
         """Choose the engine, if no run has: by the parity probe on the two shortest of `sequences` and the longest."""
@@ -95,17 +104,26 @@ class Subject:
             self.engine = choose_engine(self._load("policy").model, probe, pad_id=self.encoder.end_token_id).engine
 
     def reference_name(self) -> str:
-        """Under which name what the reference says is kept (`logprobs.reference.identity`)."""
+        """Under which name the reference's values are kept (`logprobs.reference.identity`)."""
         assert self.engine is not None, "settle comes first"
-        if self.adapted or not self.weights:
-            return self.ask("reference", lambda scorer: identity(weights=self.weights or fingerprint(scorer.model), numerics=numerics_of(scorer)))
-        dtype = str(self.dtype).removeprefix("torch.")
-        return identity(
-            weights=self.weights, numerics=numerics(precision=self.precision, weights_dtype=dtype, engine=self.engine, device=pick_device())
-        )
+        if self.adapter is None and self.weights:
+            return identity(weights=self.weights, numerics=self._numerics(str(self.dtype).removeprefix("torch.")))
+        return self.writer_name("reference")
+
+    def writer_name(self, who: Who) -> str:
+        """Under which name the replies of either model are kept: its own weights, an adapter's among them, and the arithmetic."""
+        with self.held(who) as model:
+            weights = self.weights if who == "reference" and self.weights else fingerprint(model)
+            if who == "policy" and self.adapter is not None:
+                weights = " ".join([weights, *(file_hash(self.adapter / name) for name in (CONFIG, WEIGHTS))])
+            return identity(weights=weights, numerics=self._numerics(str(weights_dtype(model)).removeprefix("torch."), quantisation(model)))
+
+    def _numerics(self, dtype: str, packed: Any = None) -> dict[str, Any]:
+        engine = self.engine or "unsettled"
+        return numerics(precision=self.precision, weights_dtype=dtype, engine=engine, device=pick_device(), packed=packed)
 
     def _load(self, who: Who) -> LoadedModel:
-        who = "policy" if self.adapted else who
+        who = "policy" if self.adapter is not None else who
         if self._held is None or self._held[0] != who:
             self._held = None  # before the other one comes
             load = self.policy if who == "policy" else self.reference
@@ -139,7 +157,7 @@ def find_subject(name: str, *, reference: str = "", beta: float | None = None, m
         settings,
         policy=partial(load_trained, folder, settings, dtype=dtype) if has_its_own else partial(load_model, settings, dtype=dtype),
         reference=partial(load_model, of_reference, dtype=dtype) if reference else None,
-        adapted=has_its_own,
+        adapter=folder if has_its_own else None,
         objective=make_objective("dpo", **({} if beta is None else {"beta": beta})) if compared else None,
         precision=precision,
         dtype=dtype,
@@ -174,7 +192,7 @@ def subject_of_run(run: RunDir, *, beta: float | None = None, max_length: int | 
         own if full else recipe.model,
         policy=trained if full else partial(checked, trained),
         reference=partial(checked, partial(load_model, recipe.model, dtype=dtype)) if full else None,
-        adapted=not full,
+        adapter=None if full else run.model,
         objective=make_objective(recipe.objective.name, **recipe.objective.given() | ({} if beta is None else {"beta": beta})),
         precision=numerics["precision"],
         dtype=dtype,
@@ -194,7 +212,7 @@ def _base_of(folder: Path) -> str:
         raise ModelError(f"{folder / CONFIG}: this is no adapter's config ({problem}).") from None
     if not base:
         raise ModelError(f"{folder / CONFIG}: this adapter does not say which model it belongs to. Write it there as `base_model_name_or_path`.")
-    return EMBEDDED if base == EMBEDDED_ON_HUB else str(base)
+    return EMBEDDED if base == EMBEDDED_ON_HUB and embedded_gguf() else str(base)
 
 
 def positions(settings: ModelSettings) -> int:

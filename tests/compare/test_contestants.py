@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from likelier.compare.contestants import Sampling, opened, parse_contestants, with_system
+from likelier.compare.contestants import Sampling, parse_contestants, with_system
 from likelier.compare.replies import replies_of
 from likelier.data.chat import Encoder
 from likelier.data.prompts import Prompt
@@ -34,9 +35,15 @@ def directly(loaded, prompts, temperature=0.0):
     return [reply.text for reply in replies]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def fp32(monkeypatch):
-    monkeypatch.setattr("likelier.compare.contestants.pick_precision", lambda wanted, device: "fp32")
+    monkeypatch.setattr("likelier.subject.pick_precision", lambda wanted, device: "fp32")
 
 
 # Specifications
@@ -154,26 +161,48 @@ def test_replies_are_kept_until_model_prompts_or_settings_change(model_folder, t
         wrote.append(len(prompts))
         return generate(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr("likelier.compare.contestants.generate", counted)
+    monkeypatch.setattr("likelier.generation.requests.generate", counted)
     model = tmp_path / "model"
     shutil.copytree(model_folder, model)
     spec, folder, said = f"it={model}", tmp_path / "replies", []
     first = written(spec, folder)
     assert written(spec, folder, say=said.append) == first
     assert (wrote, said[-1]) == ([3], "it: 3 replies kept from before")
-    written(spec, folder, PROMPTS[:2])
-    written(spec, folder, PROMPTS[:2], Sampling(max_new_tokens=8, temperature=1.0))
-    written(spec, folder, PROMPTS[:2], Sampling(max_new_tokens=8, temperature=1.0, seed=1))
-    assert wrote == [3, 2, 2, 2]
-    with opened(parse_contestants([spec, "x"])[0]) as writer:
-        writer.model.model.norm.weight.data *= 0.5
-        writer.model.save_pretrained(model)
-    written(spec, folder, PROMPTS[:2], Sampling(max_new_tokens=8, temperature=1.0, seed=1))
-    assert wrote == [3, 2, 2, 2, 2]
-    path = folder / "it.jsonl"
-    path.write_text(path.read_text()[:-20])  # a file cut short is none
-    written(spec, folder, PROMPTS[:2], Sampling(max_new_tokens=8, temperature=1.0, seed=1))
-    assert wrote == [3, 2, 2, 2, 2, 2]
+    assert written(f"same={model}", tmp_path / "elsewhere", PROMPTS[1:]) == first[1:], "another comparison finds them, too"
+    written(spec, folder, [*PROMPTS, SYSTEM])
+    assert wrote == [3, 1], "only the new prompt"
+    drawn = Sampling(max_new_tokens=8, temperature=1.0)
+    written(spec, folder, PROMPTS[:2], drawn)
+    written(spec, folder, PROMPTS[:2], replace(drawn, seed=1))
+    written(spec, folder, PROMPTS[:2], replace(drawn, temperature=0.5))
+    written(spec, folder, PROMPTS[:2], drawn)
+    assert wrote == [3, 1, 2, 2, 2]
+    weights = load_model(ModelSettings(name=str(model)), dtype=torch.float32).model
+    weights.model.norm.weight.data *= 0.5
+    weights.save_pretrained(model)
+    written(spec, folder, PROMPTS[:2], drawn)
+    assert wrote == [3, 1, 2, 2, 2, 2]
+
+
+def test_replies_of_a_model_that_was_interrupted_are_not_written_again(model_folder, tmp_path, cache, monkeypatch, fp32):  # noqa: F811
+    whole, spec = written(f"whole={model_folder}", tmp_path, PROMPTS), f"it={model_folder}"
+    shutil.rmtree(cache)
+    asked = []
+
+    def interrupted(model, tokenizer, prompts, *, on_batch, **options):
+        def dies(batch):
+            on_batch(batch)
+            asked.append(len(prompts))
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+
+        return generate(model, tokenizer, prompts, on_batch=dies, tokens_per_batch=1, **options)
+
+    monkeypatch.setattr("likelier.generation.requests.generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written(spec, tmp_path)
+    assert written(spec, tmp_path) == whole
+    assert asked == [3, 3, 1]
 
 
 def test_a_prompt_that_leaves_no_room_names_the_contestant_and_this_commands_setting(model_folder, tmp_path, fp32):  # noqa: F811

@@ -11,6 +11,7 @@ from likelier.evaluate import evaluate
 from likelier.evaluate.answers import Answers
 from likelier.evaluate.exam import make_exam
 from likelier.evaluate.probes import measure_probes
+from likelier.generation.requests import Request
 from likelier.generation.sample import generate
 from likelier.logprobs.tree import PromptResponse
 from likelier.probes import Asked, Item, Probe, Question
@@ -41,7 +42,7 @@ def test_probes_count_what_they_say(make_run, chat_tokenizer):
     new = [reply("Yes.", tokens=2), reply("No.", tokens=2), reply("Yes.", tokens=2), reply("Sorry.", tokens=2)]
     held_out_old = [reply("a", tokens=3), reply(loop, tokens=9), reply("b", tokens=4)]
     held_out_new = [reply("a", tokens=3), reply("c", tokens=5), reply("b", tokens=6)]
-    requests = [*exam.shown_requests, *(((i,), 8) for i in range(4))]
+    requests = [*exam.shown_requests, *(Request((i,), 8) for i in range(4))]
     before = Answers(logps, dict(zip(requests, held_out_old + old, strict=True)), sampled=[])
     after = Answers(swapped, dict(zip(requests, held_out_new + new, strict=True)), sampled=[])
     measured = measure_probes(exam, before, after)

@@ -13,6 +13,7 @@ from likelier.changes import list_changes
 from likelier.data.chat import Encoder
 from likelier.errors import ModelError, RunError
 from likelier.evaluate import answers, evaluate, evaluate_on, exam
+from likelier.generation import requests
 from likelier.generation.sample import generate
 from likelier.logprobs import reference
 from likelier.metrics import Interval
@@ -172,9 +173,9 @@ def test_pitfall_15_another_version_of_what_computes_shares_no_values(make_run, 
 def test_a_second_evaluation_has_the_reference_write_nothing(make_run, monkeypatch):
     run, *_ = make_run(eval={**EVAL, "probes": False})
     written = []
-    generate = answers.generate
+    generate = requests.generate
     monkeypatch.setattr(
-        answers, "generate", lambda model, tokenizer, prompts, **o: written.append(len(prompts)) or generate(model, tokenizer, prompts, **o)
+        requests, "generate", lambda model, tokenizer, prompts, **o: written.append(len(prompts)) or generate(model, tokenizer, prompts, **o)
     )
     first = evaluate(run)
     samples = run.read_samples()

@@ -186,12 +186,18 @@ def test_batches_hold_similar_lengths_within_their_budget():
     assert batches == [[5], [1, 3], [4, 2, 0]]
 
 
-def test_progress_counts_replies(chat_model, chat_tokenizer):
+def test_batches_are_handed_over_as_they_are_written(chat_model, chat_tokenizer):
     seen = []
-    write(chat_model, chat_tokenizer, tokens_per_batch=100, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(set(seen))
-    assert seen[-1] == (7, 7)
+    replies = write(chat_model, chat_tokenizer, tokens_per_batch=100, on_batch=seen.append)
+    assert len(seen) > 1
+    assert {i: reply for batch in seen for i, reply in batch.items()} == dict(enumerate(replies))
     assert write(chat_model, chat_tokenizer, []) == []
+
+
+def test_a_draw_can_be_made_again_alone(chat_model, chat_tokenizer):
+    drawn = write(chat_model, chat_tokenizer, temperature=1.0)
+    assert write(chat_model, chat_tokenizer, PROMPTS[3:5], temperature=1.0, places=[3, 4]) == drawn[3:5]
+    assert write(chat_model, chat_tokenizer, PROMPTS[3:5], temperature=1.0) != drawn[3:5]
 
 
 def test_what_cannot_be_written_is_refused(chat_model, chat_tokenizer):

@@ -51,7 +51,7 @@ def test_the_protocol_is_what_a_real_server_speaks(model_folder, tmp_path, match
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("likelier.judge.asking.FAILED_SHARE", 1.0)
     with served(str(model_folder), tmp_path / "server.log") as url:
-        judge = open_judge(f"openai:{model_folder}", EndpointSettings(base_url=url, answer_tokens=4, concurrency=2, retries=0))
+        judge = open_judge(f"openai:{model_folder}", EndpointSettings(base_url=url, answer_tokens=4, concurrency=2, retries=2))
         verdicts, spent = judge_matches(judge, matches[:2], store)
     assert (spent.asked, spent.failed) == (4, 4)
     assert spent.tokens_out == 4 * 4

@@ -8,31 +8,15 @@ SPEC+system=FILE        any of the models with the system prompt in FILE, in the
 NAME=SPEC               any of them, under a name of your own
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from likelier.data.chat import Encoder, template_hash, tokenizer_hash
-from likelier.data.prompts import Prompt
 from likelier.errors import DataError, ModelError, RequestError, RunError
-from likelier.examples import Ids
-from likelier.generation.sample import Reply, generate
-from likelier.hashing import file_hash
-from likelier.logprobs.scorer import Precision
-from likelier.model_files import EMBEDDED, EMBEDDED_ON_HUB, embedded_gguf
-from likelier.models import LoadedModel, as_reference, fingerprint, held_as, load_model, load_trained, pick_device, pick_precision
-from likelier.recipe import ModelSettings, Recipe, load_recipe
 from likelier.records import Message, Messages
-from likelier.rundir import RunDir, read_json
+from likelier.rundir import RunDir
 
 REFERENCE, SYSTEM = "@reference", "+system="
 
@@ -133,83 +117,6 @@ def with_system(prompt: Messages, system: str) -> Messages:
     if prompt and prompt[0].role == "system":
         own, rest = prompt[0].content, prompt[1:]
     return (Message("system", system.replace(OWN_SYSTEM, own).strip()), *rest)
-
-
-# Models that write
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A model that is ready to reply. `identity` is everything about it on which its replies depend."""
-
-    model: Any
-    tokenizer: Any
-    chat_template: str
-    precision: Precision
-    identity: dict[str, Any]
-
-    def asked(self, prompts: Sequence[Prompt], system: str | None, sampling: Sampling) -> tuple[str, list[Ids], dict[str, Any]]:
-        """(key, token ids of each prompt, how it writes). The key is the hash of everything on which the replies depend."""
-        encoder = Encoder(self.tokenizer, chat_template=self.chat_template, max_length=1)
-        ids = [encoder.encode_prompt(prompt.messages if system is None else with_system(prompt.messages, system), prompt.tools) for prompt in prompts]
-        options = {"end_token_id": encoder.end_token_id, "precision": self.precision, **asdict(sampling)}
-        return sha256(json.dumps([self.identity, ids, options], sort_keys=True).encode()).hexdigest(), ids, options
-
-    def write(self, prompts: Sequence[Ids], options: dict[str, Any], on_progress: Callable[[int, int], None]) -> list[Reply]:
-        return generate(self.model, self.tokenizer, prompts, **options, on_progress=on_progress)
-
-
-@contextmanager
-def opened(contestant: Contestant) -> Iterator[Writer]:
-    """The model of a contestant that is no file, loaded while the block lasts."""
-    where = contestant.where
-    if _is_run(where):
-        loaded, recipe, precision, adapter = _of_run(RunDir(where), reference=contestant.reference)
-        template = recipe.model.chat_template
-    else:
-        precision, template = pick_precision("auto", pick_device()), "own"
-        loaded, adapter = _of_model(where, torch.bfloat16 if precision == "bf16" else torch.float32)
-    with as_reference(loaded.model) if contestant.reference else nullcontext():
-        identity = {
-            "weights": fingerprint(loaded.model),
-            "adapter": None if contestant.reference else adapter,
-            "tokenizer": tokenizer_hash(loaded.tokenizer),
-            "chat_template": template_hash(loaded.tokenizer, template),
-            "precision": precision,
-            "device": pick_device().type,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        }
-        yield Writer(loaded.model, loaded.tokenizer, template, precision, identity)
-
-
-def _of_run(run: RunDir, *, reference: bool) -> tuple[LoadedModel, Recipe, Precision, str | None]:
-    """A run's model in the run's own arithmetic. Raises RunError where the run did not end, or its base is no longer what it was."""
-    recipe, manifest = load_recipe(run.recipe), run.read_manifest()
-    if not manifest.get("outcome"):
-        raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
-    dtype, full = getattr(torch, manifest["numerics"]["weights_dtype"]), recipe.train.method == "full"
-    untuned = full and reference
-    loaded = load_model(recipe.model, dtype=dtype) if untuned else load_trained(run.model, recipe.model, dtype=dtype, **held_as(recipe))
-    if (reference or not full) and fingerprint(loaded.model) != manifest["model"]["weights"]:
-        raise RunError(f"{run.path}: `{loaded.name}` no longer has the weights that this run began with. Put them back.")
-    return loaded, recipe, manifest["numerics"]["precision"], _adapter_hash(run.model)
-
-
-def _of_model(where: str, dtype: torch.dtype) -> tuple[LoadedModel, str | None]:
-    folder = Path(where).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        return load_model(ModelSettings(name=where), dtype=dtype), None
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{where}: this adapter's config names no base (base_model_name_or_path).")
-    name = EMBEDDED if base == EMBEDDED_ON_HUB and embedded_gguf() else base
-    return load_trained(folder, ModelSettings(name=name), dtype=dtype), _adapter_hash(folder)
-
-
-def _adapter_hash(folder: Path) -> str | None:
-    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    return " ".join(map(file_hash, files)) if all(file.is_file() for file in files) else None
 
 
 def named(contestant: Contestant, problem: RequestError) -> RequestError:

@@ -1,24 +1,29 @@
-"""Replies on disk: OUT/replies/NAME.jsonl, one row a prompt, which says what it was made by.
+"""Replies of contestants: read from the file that was given, or written by a model, which is asked once for each and kept in the cache.
 
-    {"id", "prompt": [messages], "reply": text, "ended": by itself, "tokens": length, "made_by": hash of model, prompts and settings}
+They stand in OUT/replies/NAME.jsonl, a row a prompt; of a file that was given, `ended` and `tokens` are null:
 
-Of a file of replies that was given, `ended` and `tokens` are null.
+    {"id", "prompt": [messages], "reply": text, "ended": by itself, "tokens": length}
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from likelier.compare.contestants import Contestant, Sampling, named, opened
+from likelier.chunks import say_damaged
+from likelier.compare.contestants import Contestant, Sampling, named, with_system
 from likelier.data.cells import from_cells
 from likelier.data.files import read_rows
 from likelier.data.messages import prompt_messages
 from likelier.data.prompts import Prompt
 from likelier.data.shapes.judged import REPLIES
 from likelier.errors import DataError, RequestError
-from likelier.hashing import file_hash
-from likelier.rundir import read_jsonl, write_jsonl
+from likelier.generation.kept import KeptReplies
+from likelier.generation.requests import Replies, Request, requests_for, write_replies
+from likelier.model_files import cache_dir
+from likelier.rundir import write_jsonl
+from likelier.subject import Subject, Who, find_subject
 from likelier.wording import count
 
 
@@ -32,31 +37,14 @@ class Written:
 
 
 def replies_of(contestant: Contestant, prompts: Sequence[Prompt], sampling: Sampling, folder: Path, say: Callable[[str], None]) -> list[Written]:
-    """One reply a prompt, read or written, and kept in `folder`. Replies that the same model wrote to the same prompts by the same settings stay."""
-    path = folder / contestant.file
+    """One reply a prompt, put into `folder`. What the same model wrote to the same prompt by the same settings is not written again."""
     if contestant.replies:
         replies = _read_given(contestant.replies, prompts)
-        _keep(path, prompts, replies, file_hash(contestant.replies))
-        return replies
-    say(f"{contestant.name}: loading")
-
-    def show(done: int, total: int) -> None:
-        say(f"{contestant.name}: {done} of {count(total, 'reply', 'replies')}")
-
-    try:
-        with opened(contestant) as writer:
-            key, ids, options = writer.asked(prompts, contestant.system, sampling)
-            if (kept := _read_kept(path, prompts, key)) is not None:
-                say(f"{contestant.name}: {count(len(kept), 'reply', 'replies')} kept from before")
-                return kept
-            replies = [Written(reply.text, reply.ended, reply.length) for reply in writer.write(ids, options, show)]
-    except RequestError as problem:
-        raise named(contestant, problem) from problem
-    _keep(path, prompts, replies, key)
-    return replies
-
-
-def _keep(path: Path, prompts: Sequence[Prompt], replies: Sequence[Written], made_by: str) -> None:
+    else:
+        try:
+            replies = _written(contestant, prompts, sampling, say)
+        except RequestError as problem:
+            raise named(contestant, problem) from problem
     rows = [
         {
             "id": prompt.id,
@@ -64,18 +52,43 @@ def _keep(path: Path, prompts: Sequence[Prompt], replies: Sequence[Written], mad
             "reply": reply.text,
             "ended": reply.ended,
             "tokens": reply.tokens,
-            "made_by": made_by,
         }
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
-    write_jsonl(path, rows)
+    write_jsonl(folder / contestant.file, rows)
+    return replies
 
 
-def _read_kept(path: Path, prompts: Sequence[Prompt], key: str) -> list[Written] | None:
-    rows = list(read_jsonl(path))
-    if [row.get("id") for row in rows] != [prompt.id for prompt in prompts] or {row.get("made_by") for row in rows} != {key}:
-        return None
-    return [Written(row["reply"], row["ended"], row["tokens"]) for row in rows]
+def _written(contestant: Contestant, prompts: Sequence[Prompt], sampling: Sampling, say: Callable[[str], None]) -> list[Written]:
+    def tell(text: str) -> None:
+        say(f"{contestant.name}: {text}")
+
+    tell("loading")
+    subject = find_subject(contestant.where)
+    who: Who = "reference" if contestant.reference else "policy"
+    asked = [prompt.messages if contestant.system is None else with_system(prompt.messages, contestant.system) for prompt in prompts]
+    ids = [subject.encoder.encode_prompt(messages, prompt.tools) for messages, prompt in zip(asked, prompts, strict=True)]
+    requests = requests_for(ids, limit=sampling.max_new_tokens, temperature=sampling.temperature, seed=sampling.seed)
+    kept = KeptReplies(cache_dir() / "replies", subject.writer_name(who), end_token_id=subject.encoder.end_token_id)
+    say_damaged(kept.damaged, say)
+    if there := len({*requests}) - len(kept.lacks(requests)):
+        tell(f"{count(there, 'reply', 'replies')} kept from before")
+    kept.fill(requests, partial(_write, subject, who, tell))
+    replies = kept.replies(requests, subject.tokenizer)
+    return [Written(reply.text, reply.ended, reply.length) for reply in map(replies.__getitem__, requests)]
+
+
+def _write(subject: Subject, who: Who, tell: Callable[[str], None], requests: Sequence[Request], keep: Callable[[Replies], None]) -> None:
+    with subject.held(who) as model:
+        write_replies(
+            model,
+            subject.tokenizer,
+            requests,
+            end_token_id=subject.encoder.end_token_id,
+            precision=subject.precision,
+            on_batch=keep,
+            on_progress=lambda done, total: tell(f"{done} of {count(total, 'reply', 'replies')}"),
+        )
 
 
 def _read_given(path: Path, prompts: Sequence[Prompt]) -> list[Written]:

@@ -5,19 +5,19 @@ policy      writes its own, greedy and drawn, and scores everything
 reference   scores everything
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from likelier.evaluate.exam import Exam, Say, quiet
-from likelier.examples import Ids
-from likelier.generation.kept import Request
-from likelier.generation.sample import Reply, generate
+from likelier.generation.requests import Replies, Request, write_replies
+from likelier.generation.sample import Reply
 from likelier.logprobs.divergence import KeptLogits, kept_logits, token_divergences
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
+from likelier.wording import count
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,27 @@ class Answers:
         return [self.replies[request] for request in exam.shown_requests]
 
 
-def write(exam: Exam, scorer: Scorer, requests: Sequence[Request], *, say: Say = quiet) -> dict[Request, Reply]:
-    """A model's greedy replies, those of one length together."""
-    prompts_of: dict[int, list[Ids]] = {}
-    for prompt, limit in requests:
-        prompts_of.setdefault(limit, []).append(prompt)
-    replies: dict[Request, Reply] = {}
-    for limit, prompts in prompts_of.items():
-        written = _replies(exam, scorer, prompts, 0.0, say, max_new_tokens=limit)
-        replies.update({(prompt, limit): reply for prompt, reply in zip(prompts, written, strict=True)})
-    return replies
+def write(
+    exam: Exam, scorer: Scorer, requests: Sequence[Request], *, keep: Callable[[Replies], object] = lambda batch: None, say: Say = quiet
+) -> dict[Request, Reply]:
+    """A model's replies. `keep` is given each batch of them as it is written."""
+    say(f"writing {count(len(requests), 'reply', 'replies')}")
+    return write_replies(
+        scorer.model,
+        exam.tokenizer,
+        requests,
+        end_token_id=exam.end_token_id,
+        precision=scorer.precision,
+        on_batch=keep,
+        on_progress=lambda done, total: say(f"{done} of {total}") if done < total else None,
+    )
 
 
 def ask_policy(exam: Exam, scorer: Scorer, before: Mapping[Request, Reply], say: Say = quiet) -> Answers:
     """The policy's answers; it scores the reference's replies `before`, too."""
     after = write(exam, scorer, exam.requests, say=say)
-    drawn = _replies(exam, scorer, exam.prompts, 1.0, say, max_new_tokens=exam.recipe.eval.max_new_tokens)
-    sampled = [PromptResponse(prompt, reply.ids) for prompt, reply in zip(exam.prompts, drawn, strict=True)]
+    drawn = write(exam, scorer, exam.drawn_requests, say=say)
+    sampled = [PromptResponse(request.prompt, drawn[request].ids) for request in exam.drawn_requests]
     say("scoring")
     tokens_per_batch = exam.recipe.train.tokens_per_batch
     logps = score(scorer, exam.pairs, tokens_per_batch=tokens_per_batch) | _beside(exam, scorer, sampled, before, after)
@@ -76,23 +80,8 @@ def _beside(
     exam: Exam, scorer: Scorer, sampled: Sequence[PromptResponse], before: Mapping[Request, Reply], after: Mapping[Request, Reply]
 ) -> dict[PromptResponse, Tensor]:
     """What is scored beside the pairs, in the same batches for both models: the same rounding."""
-    written = [PromptResponse(request[0], side[request].ids) for side in (before, after) for request in exam.shown_requests]
+    written = [PromptResponse(request.prompt, side[request].ids) for side in (before, after) for request in exam.shown_requests]
     return score(scorer, [*exam.choices, *sampled, *written], tokens_per_batch=exam.recipe.train.tokens_per_batch)
-
-
-def _replies(exam: Exam, scorer: Scorer, prompts: Sequence[Ids], temperature: float, say: Say, *, max_new_tokens: int) -> list[Reply]:
-    say(f"writing {len(prompts)} replies")
-    return generate(
-        scorer.model,
-        exam.tokenizer,
-        prompts,
-        end_token_id=exam.end_token_id,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=exam.recipe.train.seed,
-        precision=scorer.precision,
-        on_progress=lambda done, total: say(f"{done} of {total}") if done < total else None,
-    )
 
 
 def score(

@@ -8,7 +8,7 @@ from likelier.data.load import Side
 from likelier.errors import DataError, ModelError
 from likelier.evaluate.drift import spread
 from likelier.examples import Ids
-from likelier.generation.kept import Request
+from likelier.generation.requests import Request, requests_for
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse
@@ -56,12 +56,17 @@ class Exam:
     @property
     def shown_requests(self) -> list[Request]:
         """Replies to held-out prompts."""
-        return [(prompt, self.recipe.eval.max_new_tokens) for prompt in self.prompts]
+        return requests_for(self.prompts, limit=self.recipe.eval.max_new_tokens)
+
+    @property
+    def drawn_requests(self) -> list[Request]:
+        """Replies to held-out prompts that are drawn at temperature 1."""
+        return requests_for(self.prompts, limit=self.recipe.eval.max_new_tokens, temperature=1.0, seed=self.recipe.train.seed)
 
     @property
     def requests(self) -> list[Request]:
         """What is replied to with the likeliest tokens: held-out prompts, then those of the probes, each once."""
-        probed = [(prompt, asked.max_new_tokens) for asked in self.probes for prompt in asked.prompts]
+        probed = [request for asked in self.probes for request in asked.requests]
         return list(dict.fromkeys([*self.shown_requests, *probed]))
 
 

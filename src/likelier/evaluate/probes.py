@@ -101,7 +101,7 @@ def _found(asked: Asked, answers: Answers) -> list[Found]:
     if asked.questions:
         taken = [question.chosen(answers.logps) for question in asked.questions]
         return [("" if place is None else item.choices[place], place == item.right) for item, place in zip(probe.items, taken, strict=True)]
-    replies = [answers.replies[prompt, asked.max_new_tokens] for prompt in asked.prompts]
+    replies = [answers.replies[request] for request in asked.requests]
     return [(reply.text, _number(asked, item, reply)) for item, reply in zip(probe.items, replies, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """The evaluation of a run directory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from likelier.evaluate.exam import Exam, Say, make_exam, quiet
 from likelier.evaluate.held_out import measure_held_out
 from likelier.evaluate.probes import measure_probes
 from likelier.evaluate.samples import side_by_side
-from likelier.generation.kept import KeptReplies, Request
+from likelier.generation.kept import KeptReplies
+from likelier.generation.requests import Replies, Request
 from likelier.generation.sample import Reply
 from likelier.logprobs.reference import ReferenceStore
 from likelier.logprobs.scorer import Scorer
@@ -82,7 +83,11 @@ def _reference_replies(exam: Exam, subject: Subject, reference: str, say: Say) -
     """The reference's greedy replies; it is asked only for those that it has not written before."""
     kept = KeptReplies(cache_dir() / "replies", reference, end_token_id=exam.end_token_id)
     say_damaged(kept.damaged, say)
-    kept.fill(exam.requests, lambda lacking: subject.ask("reference", lambda scorer: write(exam, scorer, lacking, say=say)))
+
+    def fill(lacking: Sequence[Request], keep: Callable[[Replies], None]) -> None:
+        subject.ask("reference", lambda scorer: write(exam, scorer, lacking, keep=keep, say=say))
+
+    kept.fill(exam.requests, fill)
     return kept.replies(exam.requests, exam.tokenizer)
 
 

@@ -48,14 +48,16 @@ def generate(
     seed: int = 0,
     precision: Precision = "fp32",
     tokens_per_batch: int = TOKENS_PER_BATCH,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    places: Sequence[int] | None = None,
+    on_batch: Callable[[dict[int, Reply]], object] = lambda batch: None,
 ) -> list[Reply]:
     """One reply to each prompt, in their order: the likeliest token at each place (temperature 0), or draws from softmax(logits / temperature).
 
     `model` is a transformers causal LM, with or without PEFT adapter; the adapter counts unless it is off (`models.as_reference`). A reply stops
     at `end_token_id` or after `max_new_tokens`. `precision` "bf16" turns on autocast, as in scoring, which
-    an fp32 adapter on bf16 weights needs; the weights keep their type.
-    `on_progress(done, total)` counts replies. Raises ModelError where a prompt leaves no room, or does not fit into memory even alone.
+    an fp32 adapter on bf16 weights needs; the weights keep their type. A draw is made by the prompt's place in the list, or by what `places` has
+    there. `on_batch` is given each batch as it is written, by index. Raises ModelError where a prompt leaves no room, or does not fit into memory
+    even alone.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature} and must not be negative")
@@ -65,7 +67,8 @@ def generate(
     replies: dict[int, Reply] = {}
 
     def write(batch: list[int]) -> list[Ids]:
-        noise = LogitsProcessorList([GumbelNoise(temperature, seed, batch, causal_lm.device)] if temperature else [])
+        drawn = batch if places is None else [places[i] for i in batch]
+        noise = LogitsProcessorList([GumbelNoise(temperature, seed, drawn, causal_lm.device)] if temperature else [])
         try:
             return _continue(causal_lm, [prompts[i] for i in batch], settings, noise)
         except (RuntimeError, MemoryError) as problem:
@@ -78,21 +81,21 @@ def generate(
 
     with _ready(causal_lm), torch.inference_mode(), torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in _batches(prompts, max_new_tokens, tokens_per_batch):
-            for i, ids in zip(batch, write(batch), strict=True):
-                replies[i] = reply_of(ids, tokenizer, end_token_id)
-            on_progress(len(replies), len(prompts))
+            fresh = {i: reply_of(ids, tokenizer, end_token_id) for i, ids in zip(batch, write(batch), strict=True)}
+            replies |= fresh
+            on_batch(fresh)
     return [replies[i] for i in range(len(prompts))]
 
 
 class GumbelNoise(LogitsProcessor):
     """Turns the choice of the likeliest token into a draw: argmax(logits / τ + Gumbel noise) ~ softmax(logits / τ) (Maddison et al. 2014).
 
-    Each prompt has its own stream of noise, by seed and place in the list, so that a draw depends on nothing that happens to share its batch.
+    Each prompt has its own stream of noise, by seed and place, so that a draw depends on nothing that happens to share its batch.
     """
 
-    def __init__(self, temperature: float, seed: int, batch: Sequence[int], device: torch.device) -> None:
+    def __init__(self, temperature: float, seed: int, places: Sequence[int], device: torch.device) -> None:
         self.temperature = temperature
-        self.streams = [torch.Generator(device).manual_seed(int(np.random.SeedSequence([seed % 2**64, i]).generate_state(1)[0])) for i in batch]
+        self.streams = [torch.Generator(device).manual_seed(int(np.random.SeedSequence([seed % 2**64, i]).generate_state(1)[0])) for i in places]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(B, V) → (B, V), fp32."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from likelier.data.chat import Encoder
 from likelier.errors import DataError, ModelError
 from likelier.examples import Ids
+from likelier.generation.requests import Request, requests_for
 from likelier.logprobs.tree import PromptResponse
 from likelier.probes.definition import Item, Probe
 from likelier.records import Labelled, Message, Messages
@@ -37,6 +38,11 @@ class Asked:
     questions: tuple[Question, ...]
     prompts: tuple[Ids, ...]
     max_new_tokens: int
+
+    @property
+    def requests(self) -> list[Request]:
+        """The replies that are wanted: greedy ones."""
+        return requests_for(self.prompts, limit=self.max_new_tokens)
 
     @property
     def longest(self) -> int:
