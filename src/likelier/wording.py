@@ -15,8 +15,8 @@ def number(value: float | None, like: Interval | None = None) -> str:
         return UNKNOWN
     if like is None and float(value).is_integer():
         return _minus(f"{int(value):,}")
-    size = max(abs(x) for x in (like.value, like.low, like.high)) if like else abs(value)
-    decimals = DIGITS - 1 - math.floor(math.log10(size)) if size and math.isfinite(size) else 0
+    size = max(abs(x) for x in (like.value, like.low, like.high) if math.isfinite(x)) if like else abs(value)
+    decimals = DIGITS - 1 - math.floor(math.log10(size)) if size else 0
     decimals = min(max(decimals, 0), 6)
     return _minus(f"{_rounded(value, decimals):,.{decimals}f}")
 
@@ -37,11 +37,13 @@ def change(value: float | None, unit: str, like: Interval | None = None) -> str:
 
 
 def ends(interval: Interval, unit: str) -> str:
-    """The interval alone, bare of its unit: 54.1 to 70.0."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return "no interval: too few prompts"
+    """The interval alone, bare of its unit: 54.1 to 70.0, or 54.1 and more where the data set no limit."""
     low, high = (_percent(end) if unit == "share" else number(end, interval) for end in (interval.low, interval.high))
-    return f"{low} to {high}"
+    if math.isfinite(interval.low) and math.isfinite(interval.high):
+        return f"{low} to {high}"
+    if math.isfinite(interval.low):
+        return f"{low} and more"
+    return f"up to {high}" if math.isfinite(interval.high) else "no interval: too few prompts"
 
 
 def estimate(interval: Interval, unit: str) -> str:

@@ -119,9 +119,11 @@ def made_up_evaluation(rng: np.random.Generator) -> dict[str, Any]:
             "chosen_logp_change": bootstrap(rng.normal(-1.5, 8, 118), prompts).as_dict(),
             "kl": {**bootstrap(rng.normal(3.4, 1.1, 118), prompts).as_dict(), "note": "estimated on 118 sampled replies, k3"},
         },
-        "by_reason": {
-            reason: {"accuracy": bootstrap(correct(margins[rows]), prompts[rows]).as_dict(), "pairs": len(margins[rows])}
-            for reason, rows in (("makes something up", slice(0, 60)), ("too long", slice(60, 100)), ("rude", slice(100, 118)))
+        "by": {
+            "reason": {
+                reason: {"accuracy": bootstrap(correct(margins[rows]), prompts[rows]).as_dict(), "pairs": len(margins[rows])}
+                for reason, rows in (("makes something up", slice(0, 60)), ("too long", slice(60, 100)), ("rude", slice(100, 118)))
+            }
         },
         "calibration": calibration(margins, bins=8).as_dict(),
         "probes": made_up_probes(rng),
@@ -175,7 +177,6 @@ def made_up_samples(how_many: int) -> list[dict[str, Any]]:
 
 def second_version(evaluation: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """The same with accuracy by groups and lengths, a temperature and probes in sets."""
-    by_reason = evaluation.pop("by_reason")
     prompts, margins = np.repeat(np.arange(59), 2), rng.normal(1.0, 1.3, 118)
 
     def rows(cuts: dict[str, slice]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def second_version(evaluation: dict[str, Any], rng: np.random.Generator) -> dict
     }
     before, after = calibration(3.2 * margins, bins=8), calibration(3.2 / 1.84 * margins, bins=8)
     return evaluation | {
-        "by": {"reason": by_reason, "group": rows({"consumer": slice(0, 70), "business": slice(70, 118)}), "length": rows(lengths)},
+        "by": {**evaluation["by"], "group": rows({"consumer": slice(0, 70), "business": slice(70, 118)}), "length": rows(lengths)},
         "calibration": {
             **before.as_dict(),
             "brier": 0.187,

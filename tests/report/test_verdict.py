@@ -169,9 +169,9 @@ def test_before_there_are_numbers_it_says_what_to_wait_for(healthy: Any) -> None
     assert "1 symptom warns" in running.cost
 
 
-def test_an_evaluation_of_the_first_version_or_without_probes_is_judged_too(healthy: Any) -> None:
+def test_an_evaluation_without_probes_is_judged_too(healthy: Any) -> None:
     manifest, evaluation = healthy
-    bare = {"pairs": 50, "held_out": {"accuracy": evaluation["held_out"]["accuracy"], "kl": None}, "by_reason": {}, "probes": []}
+    bare = {"pairs": 50, "held_out": {"accuracy": evaluation["held_out"]["accuracy"], "kl": None}, "by": {}, "probes": []}
     verdict = reach_verdict(manifest, bare, [], [])
     assert "95% interval" in verdict.learned
     assert_three_sentences(verdict)

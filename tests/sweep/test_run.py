@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from likelier.errors import RecipeError, Refused, RequestError, RunError, TrainingStopped
+from likelier.errors import DataError, RecipeError, Refused, RequestError, RunError, TrainingStopped
 from likelier.logprobs import reference
 from likelier.logprobs.scorer import Scorer
 from likelier.rundir import RunDir, write_json, writing
@@ -262,6 +262,8 @@ def test_a_fault_in_the_last_run_stops_the_first(short, tmp_path):
         sweep_recipe(short, grid={"train.bf16_weights": ["fp32-master", "stochastic-rounding"]}, out=out)
     with pytest.raises(RequestError, match="one of the two"):
         sweep_recipe(short, out=out)
+    with pytest.raises(DataError, match=r"nothing\.jsonl: there is no such file"):
+        sweep_recipe(short, grid={"data.eval": [list(short.data.eval), [str(tmp_path / "nothing.jsonl")]]}, out=out)
     assert not out.exists()
 
 

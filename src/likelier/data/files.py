@@ -66,6 +66,13 @@ def read_rows(source: str | Path) -> Iterator[Row]:
         yield from _read_saved(path) if path.is_dir() else _read_file(path, str(path))
 
 
+def require_source(source: str | Path) -> None:
+    """Raises DataError for a source of this machine that is missing, without reading it. The hub is not asked."""
+    scheme, colon, _ = str(source).partition(":")
+    if not (colon and scheme in SCHEMES):
+        _find(str(source))
+
+
 # Where rows are
 
 

@@ -112,8 +112,8 @@ def _page(run: RunDir, recipe: Recipe) -> dict[str, Any]:
 
 
 def _parts(evaluation: dict[str, Any]) -> list[tuple[str, list[Measure]]]:
-    """Accuracy by the cuts that have rows; the first version of eval.json knew reasons alone."""
-    by = evaluation.get("by") or {"reason": evaluation.get("by_reason")}
+    """Accuracy by the cuts that have rows."""
+    by = evaluation.get("by") or {}
     return [(title, measures_by(by[name], ordered=name == "length")) for name, title in PARTS if by.get(name)]
 
 

@@ -14,6 +14,7 @@ import torch
 
 from likelier.audit.gate import check_names
 from likelier.changes import verdict
+from likelier.data.files import require_source
 from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, disk_fault, lacks_memory
 from likelier.metrics import Interval
 from likelier.models import pick_device, pick_precision
@@ -76,8 +77,8 @@ def sweep_recipe(
     compare. Returns what OUT/sweep.json holds. Given again it goes on: finished runs stay, an interrupted one resumes.
 
     A run that does clearly worse than a finished one is given up (hopeless.py), unless `keep_all`. One that fails is noted, and the next begins.
-    Raises RecipeError before the first run for a setting that is unknown or out of range, RunError where the folder holds something else, another
-    process is at work there or a disk is full, and Refused where no run ended.
+    Raises RecipeError before the first run for a setting that is unknown or out of range and DataError for data that are missing, RunError where the
+    folder holds something else, another process is at work there or a disk is full, and Refused where no run ended.
     """
     show, folder = show or Progress(), Path(out)
     if bool(grid) == bool(runs):
@@ -115,7 +116,9 @@ def _distinct(values: Sequence[Any]) -> list[Any]:
 
 
 def _check(recipe: Recipe) -> None:
-    """What can be known of a run before it begins, without data and model."""
+    """What can be known of a run before it begins, without reading data or model."""
+    for source in (*recipe.data.train, *recipe.data.eval):
+        require_source(source)
     check_names(recipe.audit)
     require_trackers(recipe.log)
     require_way(recipe, pick_precision(recipe.train.precision, pick_device()))
