@@ -135,6 +135,16 @@ def verdict(difference: Interval, better: str) -> str:
     return "better" if (difference.value > 0) == (better == "higher") else "worse"
 
 
+def worse_probes(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The probes that became worse for certain."""
+    return [probe for probe in evaluation.get("probes") or [] if verdict(Interval.from_dict(probe["difference"]), probe["better"]) == "worse"]
+
+
+def length_probe(evaluation: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The probe that tells how long replies are: that of neutral prompts, or else of held-out ones."""
+    return next((probe for probe in evaluation.get("probes") or [] if probe["unit"] == "tokens"), None)
+
+
 def list_changes(evaluation: Mapping[str, Any], *, has_reference: bool) -> tuple[list[Finding], list[Finding]]:
     """What changed and what did not: every probe goes into one of the lists, by whether the interval of its difference excludes 0.
 

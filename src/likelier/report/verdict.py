@@ -6,7 +6,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
-from likelier.changes import SAME, has_reference, held_out_amount, probe_row, verdict
+from likelier.changes import SAME, has_reference, held_out_amount, length_probe, probe_row, worse_probes
 from likelier.metrics import Interval
 from likelier.report.diagnosis import Symptom
 from likelier.wording import count, ends, estimate, listing, number, quantity
@@ -90,12 +90,12 @@ def _cost(evaluation: Row | None, symptoms: Sequence[Symptom]) -> str:
         return f"What it cost is not known yet: neither KL nor probes have been measured, and {_warnings(symptoms)}."
     kl = evaluation["held_out"].get("kl")
     moved = f"It cost {estimate(Interval.from_dict(kl), 'nats of KL')} from the reference" if kl else "Its KL from the reference was not measured"
-    rest = [part for part in (_length(evaluation), _worse_probes(evaluation), _warnings(symptoms)) if part]
+    rest = [part for part in (_length(evaluation), _got_worse(evaluation), _warnings(symptoms)) if part]
     return f"{moved}; {listing(rest)}."
 
 
 def _length(evaluation: Row) -> str:
-    probe = next((probe for probe in evaluation.get("probes") or [] if probe["unit"] == "tokens"), None)
+    probe = length_probe(evaluation)
     if probe is None:
         return ""
     row = probe_row(probe)
@@ -105,11 +105,11 @@ def _length(evaluation: Row) -> str:
     return f"replies went from {before} to {after} tokens"
 
 
-def _worse_probes(evaluation: Row) -> str:
+def _got_worse(evaluation: Row) -> str:
     judged = [probe for probe in evaluation.get("probes") or [] if probe["better"] != "none"]
     if not judged:
         return "no probe was asked"
-    worse = _worse(evaluation)
+    worse = worse_probes(evaluation)
     named = f" ({listing([_quoted(probe['title']) for probe in worse], MOST_NAMED)})" if worse else ""
     return f"{len(worse) or 'none'} of {count(len(judged), 'probe')} got worse{named}"
 
@@ -153,7 +153,7 @@ def _doubts(manifest: Row, evaluation: Row, symptoms: Sequence[Symptom]) -> list
     compared = has_reference(manifest.get("reference"))
     if not compared and _accuracy(evaluation).low <= 0.5:
         found.append("its held-out accuracy, which does not lie above 50% (did it rise during training?)")
-    for probe in _worse(evaluation):
+    for probe in worse_probes(evaluation):
         row = probe_row(probe)
         found.append(f"the probe {_quoted(row.title)}, which got worse ({row.before} → {row.after})")
     found += [f"the symptom {_quoted(symptom.title)} of step {symptom.step:,}" for symptom in symptoms if symptom.verdict == "warn"]
@@ -186,10 +186,6 @@ def _calibration(evaluation: Row) -> str:
         return ""
     error = quantity(calibration["ece"], "share")
     return f"; only divide its margins by {number(temperature.value)} before reading them as log-odds (calibration error {error})"
-
-
-def _worse(evaluation: Row) -> list[Row]:
-    return [probe for probe in evaluation.get("probes") or [] if verdict(Interval.from_dict(probe["difference"]), probe["better"]) == "worse"]
 
 
 def _accuracy(evaluation: Row) -> Interval:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from likelier.audit.gate import check_names
-from likelier.changes import verdict
+from likelier.changes import length_probe, worse_probes
 from likelier.data.files import require_source
 from likelier.errors import GivenUp, Interrupted, Refused, RequestError, RunError, disk_fault, lacks_memory
 from likelier.metrics import Interval
@@ -218,7 +218,7 @@ def describe(trial: Trial, state: State) -> dict[str, Any]:
         "steps": steps[-1]["step"] if steps else 0,
         "seconds": round(sum(row["seconds"] for row in steps), 1),
         "symptoms": len(symptoms(run)),
-        "worse": _worse(evaluation),
+        "worse": [probe["title"] for probe in worse_probes(evaluation)],
     }
 
 
@@ -234,7 +234,7 @@ def result_of(trial: Trial, distance: str) -> Result:
         prompts=run.read_manifest()["data"]["eval"]["prompts"],
         dataset=evaluation["dataset"],
         symptoms=symptoms(run),
-        worse=tuple(_worse(evaluation)),
+        worse=tuple(probe["title"] for probe in worse_probes(evaluation)),
         margins=tuple(margins["value"]),
         of_prompt=tuple(margins["prompt"]),
     )
@@ -245,18 +245,11 @@ def symptoms(run: RunDir) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row["title"] for row in run.read_metrics("symptom") if row["verdict"] == "warn"))
 
 
-def _worse(evaluation: Mapping[str, Any]) -> list[str]:
-    return [
-        probe["title"] for probe in evaluation.get("probes") or [] if verdict(Interval.from_dict(probe["difference"]), probe["better"]) == "worse"
-    ]
-
-
 def _interval(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: measured[name] for name in ("value", "low", "high")} if measured else None
 
 
 def _length(evaluation: Mapping[str, Any]) -> dict[str, float] | None:
-    """Reply lengths before and after, on neutral prompts or else on held-out ones."""
-    probes = {probe["name"]: probe for probe in evaluation.get("probes") or []}
-    probe = probes.get("reply_length") or probes.get("held_out_reply_length")
+    """Reply lengths before and after."""
+    probe = length_probe(evaluation)
     return {side: probe[side]["value"] for side in ("before", "after")} if probe else None
