@@ -69,7 +69,8 @@ def test_the_embedded_model_judges_the_embedded_model(tmp_path, monkeypatch):
 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("likelier.judge.asking.FAILED_SHARE", 1.0)
-    monkeypatch.setattr("likelier.compare.run.cache_dir", lambda: tmp_path)
+    for module in ("run", "replies"):
+        monkeypatch.setattr(f"likelier.compare.{module}.cache_dir", lambda: tmp_path)
     (tmp_path / "system.txt").write_text("{system}\nAnswer in one sentence. Do not apologise.")
     (tmp_path / "rubric.txt").write_text("You compare two replies.")  # a longer one makes it talk about everything else
     folder = str(tokenizer_folder("embedded"))
