@@ -118,9 +118,9 @@ TEXT = """# Length by itself
     python studies/length_bias.py --page docs/studies/length-bias.md
 
 makes this page: SmolLM2-135M-Instruct replies {replies} times to each of {prompts} shipped questions (`facts`), at temperature 1 and up to {limit}
-tokens. Of the replies that ended, the longest is chosen and the shortest rejected: {pairs} pairs in which length alone decides, a quarter of them held
-out. 16 steps of 16 pairs, LoRA, two CPU cores. β is 0.1, for `length-normalised-dpo`, whose rewards are a token, 5; LD-DPO leaves out what stands
-beyond the shorter reply's length; R-DPO's length penalty is 0.05 a token.
+tokens. Of the replies that ended, the longest is chosen and the shortest rejected: {pairs} pairs in which length alone decides, a quarter of them
+held out. 16 steps of 16 pairs, LoRA, two CPU cores. β is 0.1, for `length-normalised-dpo`, whose rewards are a token, 5; LD-DPO leaves out what
+stands beyond the shorter reply's length; R-DPO's length penalty is 0.05 a token.
 
 Expected: the audit flags these pairs; DPO makes replies longer; the other three, which were made against length bias, do so less.
 
