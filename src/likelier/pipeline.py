@@ -10,18 +10,23 @@ from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train.folder import check_folder
 from likelier.train.lock import sole_use
+from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from likelier.train.stop import Stop
 
 
-def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False, stop: Stop | None = None) -> RunDir:
-    """Train, ask the model before and after, and write the report; or what an interrupted run has left to do of these."""
+def train_and_report(recipe: Recipe, *, show: Progress, fresh: bool = False, stop: Stop | None = None, ranks: Ranks = ALONE) -> RunDir:
+    """Train, ask the model before and after, and write the report; or what an interrupted run has left to do of these. Of several `ranks` all
+    train, and the leader does the rest."""
     run = RunDir(recipe.out)
     probes_of(recipe.eval.probes, recipe.eval.probe_files)  # a file that is wrong is refused now, not after the training
+    trains = ranks.gather(fresh or not _lacks_only_its_report(run, recipe))[0]
+    if not ranks.leads:
+        return train_recipe(recipe, show=show, fresh=fresh, stop=stop, ranks=ranks) if trains else run
     with sole_use(run):
-        if fresh or not _lacks_only_its_report(run, recipe):
-            train_recipe(recipe, show=show, fresh=fresh, stop=stop)
+        if trains:
+            train_recipe(recipe, show=show, fresh=fresh, stop=stop, ranks=ranks)
         evaluate(run, show.say)
         show.say(f"Report: {write_report(run)}")
     return run

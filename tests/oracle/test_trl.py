@@ -14,7 +14,7 @@ import torch
 
 from likelier.data.chat import Encoder
 from likelier.examples import LabelledExample, PreferenceExample
-from likelier.logprobs.examples import estimate_kl, mismatched, score_examples, sequences_of
+from likelier.logprobs.examples import kl_point, log_ratios, mismatched, score_examples, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
 from likelier.models import trainable
@@ -336,7 +336,7 @@ def test_kto(mixture, chat_model, reference, kto_trainer, agree, distance, setti
     trainer, batch = kto_trainer(mixture, policy, loss_type="kto", **settings)
     wanted = trainer.compute_loss(trainer.model, batch)
     scorer = Scorer(copy.deepcopy(policy), engine="nodes", precision="fp32")
-    point = estimate_kl(scorer, reference, mixture, tokens_per_batch=100)
+    point = kl_point(log_ratios(scorer, reference, mismatched(mixture), tokens_per_batch=100))
     assert (point > 0.4) == (distance < 0)
     assert point == pytest.approx(trainer._metrics["eval"]["kl"][-1], rel=1e-5)
     agree("kto", settings, mixture, [wanted], trainer.model, policy, point)

@@ -1,6 +1,7 @@
 """Commands that make runs, and what they leave."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,15 +63,18 @@ def train(arguments: Sequence[str]) -> None:
         """Evaluate and write the report when training has ended."""
 
     options, recipe = with_recipe("train", "[--fresh]", Options, arguments, train.__doc__)
-    with progress() as show:
+    from likelier.train.parallel import ranks_of_torchrun
+    from likelier.train.progress import Progress
+
+    with ranks_of_torchrun() as ranks, progress() if ranks.leads else nullcontext(Progress()) as show:
         if options.report:
             from likelier.pipeline import train_and_report
 
-            train_and_report(recipe, show=show, fresh=options.fresh)
+            train_and_report(recipe, show=show, fresh=options.fresh, ranks=ranks)
         else:
             from likelier.train.session import train_recipe
 
-            show.say(f"Model: {train_recipe(recipe, show=show, fresh=options.fresh).model}")
+            show.say(f"Model: {train_recipe(recipe, show=show, fresh=options.fresh, ranks=ranks).model}")
 
 
 def report(run: str) -> None:

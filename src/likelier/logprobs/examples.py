@@ -82,23 +82,23 @@ def score_all_examples(
         yield from or_halves(batch, partial(score_examples, policy, reference, point=point, collisions=collisions), tokens=len)
 
 
-def estimate_kl(
+def log_ratios(
     policy: Scorer,
     reference: ReferenceValues,
-    examples: Sequence[Example],
+    sequences: Sequence[PromptResponse],
     *,
     tokens_per_batch: int,
     until: Callable[[Iterator[Any]], Iterable[Any]] = iter,
-) -> float:
-    """KTO's reference point of `examples`: the mean of log π/π_ref over their prompts with replies to other prompts, at least 0; 0 where there are
-    none. In nats, without gradient; the mean is over all of them before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12). `until`
-    may end it early, at a batch; what it then returns is of no use."""
-    sequences = mismatched(examples)
-    scored = policy.score_all(sequences, tokens_per_batch=tokens_per_batch)
-    log_ratios = [
-        float((values_L - reference[sequences[i]]).sum()) for indices, values in until(scored) for i, values_L in zip(indices, values, strict=True)
-    ]
-    return max(0.0, sum(log_ratios) / len(log_ratios)) if log_ratios else 0.0
+) -> list[float]:
+    """log π/π_ref of each sequence, in nats, without gradient and in any order. `until` may end it early, at a batch."""
+    scored = until(policy.score_all(sequences, tokens_per_batch=tokens_per_batch))
+    return [float((values_L - reference[sequences[i]]).sum()) for indices, values in scored for i, values_L in zip(indices, values, strict=True)]
+
+
+def kl_point(ratios: Sequence[float]) -> float:
+    """KTO's reference point: the mean log-ratio over prompts with replies to other prompts, at least 0; 0 where there are none. The mean is over all
+    of a step before it is held at 0 (Ethayarajh et al. 2024, section 4.1; pitfall 12)."""
+    return max(0.0, sum(ratios) / len(ratios)) if ratios else 0.0
 
 
 def responses(sequences: Sequence[PromptResponse], policy: LogpsOf, reference: LogpsOf | None) -> Responses:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from likelier.train.checkpoint import State
 from likelier.train.master import MasterWeights
 from likelier.train.optimizer import make_optimizer
 from likelier.train.order import ExampleOrder, learning_rate
+from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
 from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
 from likelier.train.stop import NEVER, Stop
@@ -45,23 +47,25 @@ def fit(
     weights: MasterWeights | None = None,
     stop: Stop = NEVER,
     watch: Watch | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[State, str]:
     """Train `policy` in place, from the newest checkpoint in `run` if there is one. Returns its final state and why it ended.
 
     The gradient of a step is that of the mean loss over all its examples, whatever batches they are cut into. Raises TrainingStopped if the
     first loss is not that of an untrained policy, or if too many steps had a value that is not finite; Interrupted, with a checkpoint written,
-    if `stop` is requested. `watch` is told of every row, looks on at each evaluation and changes nothing.
+    if `stop` is requested. `watch` is told of every row, looks on at each evaluation and changes nothing. Of several `ranks` all call this; the
+    leader alone writes.
     """
     weights = weights or MasterWeights(policy.model)
     watch = watch or Watch(run, show, Setup(settings, objective))
-    task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop)
+    task = Task(policy, reference, objective, settings.tokens_per_batch, show, stop, ranks)
     training = Training(task, weights, ExampleOrder(examples, settings), settings, watch.log, watch.look)
     newest = checkpoint.latest(run.checkpoints)
     state = training.state = checkpoint.restore(newest, weights, training.optimizer) if newest else State()
     watch.begin(state, training.order.steps)
 
     def evaluate() -> None:
-        if training.evaluate(held_out):
+        if training.evaluate(held_out) and ranks.leads:
             checkpoint.save_best(run.checkpoints, weights, state)
 
     if state.evaluation_due:
@@ -72,8 +76,10 @@ def fit(
         state.evaluation_due = len(held_out) > 0 and training.due(settings.eval_every)
         if state.evaluation_due:
             evaluate()
-        if stop.requested or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
-            checkpoint.save(run.checkpoints, weights, training.optimizer, state)
+        if ranks.stop_together(stop) or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
+            if ranks.leads:
+                checkpoint.save(run.checkpoints, weights, training.optimizer, state)
+            ranks.wait()
             stop.leave(f"at step {state.step} of {training.order.steps}")
     return state, training.ended
 
@@ -146,7 +152,7 @@ class Training:
         """Leave out a step whose loss or gradient is no finite number. Raises TrainingStopped where that has happened too often."""
         state = self.state
         state.skipped += 1
-        culprits = step.not_finite()
+        culprits = list(chain.from_iterable(self.task.ranks.gather(step.not_finite())))
         names = culprits or [example.id for example in taken]
         self.log({"kind": "skipped", "step": state.step, "loss": str(step.row["loss"]), "grad_norm": str(norm), "ids": names})
         what = f"step {state.step}: the loss is {step.row['loss']} and the gradient's norm {norm}. The weights were not changed by it."

@@ -26,7 +26,7 @@ from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
 from likelier.logprobs.examples import mismatched, sequences_of
-from likelier.logprobs.reference import ReferenceStore, fill, identity, numerics_of
+from likelier.logprobs.reference import ReferenceStore, identity, numerics_of
 from likelier.logprobs.scorer import DTYPES, TOLERANCE, Parity, Scorer, choose_engine
 from likelier.model_files import cache_dir
 from likelier.models import (
@@ -53,11 +53,12 @@ from likelier.train.loop import fit
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.outlook import announce
+from likelier.train.parallel import ALONE, Ranks, fill_together
 from likelier.train.progress import Progress
 from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
-from likelier.train.watch import Setup, Watch
+from likelier.train.watch import Setup, Unwatched, Watch
 from likelier.train.watch.prompts import WatchedPrompts
 from likelier.train.watch.rules import reference_changed
 from likelier.train.ways import packages, require_way, way
@@ -132,14 +133,15 @@ def probe_examples(examples: Sequence[Example]) -> list[Example]:
     return list(dict.fromkeys([*by_length[:2], by_length[-1]]))
 
 
-def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False, stop: Stop | None = None) -> RunDir:
-    """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first.
+def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = False, stop: Stop | None = None, ranks: Ranks = ALONE) -> RunDir:
+    """Carry out `recipe` in its run directory, or go on where it was interrupted. `fresh` removes an earlier run there first. Of several `ranks`
+    (parallel.py) each calls this, and all of them see the run directory.
 
     Raises RunError if another process is at work there, or if a disk is full, Interrupted where SIGTERM or Ctrl-C asked it to stop, and GivenUp
     where a program did, through `stop`.
     """
     try:
-        return _train(recipe, show or Progress(), stop or Stop(), fresh=fresh)
+        return _train(recipe, show or Progress(), stop or Stop(), ranks, fresh=fresh)
     except (RuntimeError, MemoryError) as problem:
         if not lacks_memory(problem):
             raise
@@ -150,22 +152,30 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
         ) from problem
 
 
-def _train(recipe: Recipe, show: Progress, stop: Stop, *, fresh: bool) -> RunDir:
+def _train(recipe: Recipe, show: Progress, stop: Stop, ranks: Ranks, *, fresh: bool) -> RunDir:
     run = RunDir(recipe.out)
+    if not ranks.leads:
+        with ranks.leader_first():
+            prepared = prepare(recipe, show)
+        with heed_signals(stop):
+            _carry_out(run, prepared, show, stop, ranks)
+            stop.leave("when the model had been saved")
+        return run
     require_trackers(recipe.log)
     with sole_use(run):
         check_folder(run, recipe, fresh=fresh)
-        prepared = prepare(recipe, show)
-        if fresh:
-            clear(run)
-        open_run(run, recipe, make_manifest(prepared))
+        with ranks.leader_first():
+            prepared = prepare(recipe, show)
+            if fresh:
+                clear(run)
+            open_run(run, recipe, make_manifest(prepared))
         with heed_signals(stop), tracked(show, recipe, run) as observed:
-            _carry_out(run, prepared, observed, stop)
+            _carry_out(run, prepared, observed, stop, ranks)
             stop.leave("when the model had been saved")
     return run
 
 
-def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> None:
+def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, ranks: Ranks) -> None:
     """From an open run directory to one that holds a model."""
 
     def reference_scored(done: int, total: int) -> None:
@@ -183,22 +193,40 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
         announce(prepared, store, show)
         if store is not None:
             with as_reference(policy.model):
-                computed = fill(store, policy, everything, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
+                computed = fill_together(store, policy, everything, ranks, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
             digest = store.digest(everything)
-            _count_reference(run, computed, of=len(set(everything)))
+            if ranks.leads:
+                _count_reference(run, computed, of=len(set(everything)))
         reference_seconds = time.perf_counter() - started
         masters = MasterWeights.of(policy.model, recipe.model, settings.bf16_weights)
         sides = prepared.train.examples, prepared.held_out.examples
-        watched = WatchedPrompts(policy, prepared.loaded.tokenizer, prepared.held_out, recipe, end_token_id=policy.pad_id)
-        watch = Watch(run, show, Setup(settings, prepared.objective, recipe, run.read_manifest()["data"]["eval"]["prompts"]), watched)
-        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop, watch)
+        watch = _watch(run, prepared, show) if ranks.leads else Unwatched()
+        state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop, watch, ranks)
     finally:
         show.close()
-    unchanged = (
-        None if store is None else store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
-    )
-    manifest = run.read_manifest()
+    unchanged = None
     if store is not None:
+        mine = store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
+        unchanged = all(ranks.gather(mine))
+    if ranks.leads:
+        _save(run, prepared, watch, state, ending, unchanged, reference_seconds)
+    ranks.wait()
+
+
+def _watch(run: RunDir, prepared: Prepared, show: Progress) -> Watch:
+    recipe = prepared.recipe
+    watched = WatchedPrompts(prepared.policy, prepared.loaded.tokenizer, prepared.held_out, recipe, end_token_id=prepared.policy.pad_id)
+    prompts = run.read_manifest()["data"]["eval"]["prompts"]
+    return Watch(run, show, Setup(recipe.train, prepared.objective, recipe, prompts), watched)
+
+
+def _save(
+    run: RunDir, prepared: Prepared, watch: Watch, state: checkpoint.State, ending: str, unchanged: bool | None, reference_seconds: float
+) -> None:
+    """The best weights as the run's model, and what happened into its manifest."""
+    recipe, policy = prepared.recipe, prepared.policy
+    manifest = run.read_manifest()
+    if unchanged is not None:
         manifest["reference"] |= {"unchanged": unchanged}
     if unchanged is False:
         watch.tell([reference_changed(state.step)])
@@ -219,7 +247,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop) -> N
         "reference_seconds": round(reference_seconds, 1),
     }
     manifest |= {"outcome": outcome}
-    card = model_card(recipe, manifest, adapter=settings.method != "full")
+    card = model_card(recipe, manifest, adapter=recipe.train.method != "full")
     notes = provenance_notes(manifest)
     saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
     write_json(run.manifest, manifest | {"saved": saved})

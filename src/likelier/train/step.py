@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from likelier.errors import RecipeError, lacks_memory
-from likelier.examples import Example, PreferenceExample, all_pairs
-from likelier.logprobs.examples import cut_examples, estimate_kl, in_order_of_losses, score_all_examples, score_examples, sequences_of
+from likelier.examples import Example, Ids, PreferenceExample, all_pairs
+from likelier.logprobs.examples import (
+    cut_examples,
+    in_order_of_losses,
+    kl_point,
+    log_ratios,
+    mismatched,
+    score_all_examples,
+    score_examples,
+    sequences_of,
+)
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import count_unique_tokens
 from likelier.objectives import Logps, Objective
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
+from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
 from likelier.train.stop import NEVER, Stop
 from likelier.train.tally import Row, Tally
@@ -31,19 +42,34 @@ class Task:
     tokens_per_batch: int  # becomes smaller where a batch did not fit into memory
     show: Progress
     stop: Stop = NEVER
+    ranks: Ranks = ALONE
 
     def point(self, examples: Sequence[Example], moving: float, **options: Any) -> float:
-        """`Logps.point` for `examples`: their KL for an objective that wants it (`options` as of `estimate_kl`), else what past steps have left,
+        """`Logps.point` for `examples`: their KL for an objective that wants it (`options` as of `log_ratios`), else what past steps have left,
         `moving`."""
         if not self.objective.point_is_kl:
             return moving
         assert self.reference is not None
-        return estimate_kl(self.policy, self.reference, examples, tokens_per_batch=self.tokens_per_batch, **options)
+        mine = self.ranks.share(mismatched(examples), lambda sequence: count_unique_tokens([sequence]))
+        ratios = log_ratios(self.policy, self.reference, mine, tokens_per_batch=self.tokens_per_batch, **options)
+        return kl_point(list(chain.from_iterable(self.ranks.gather(ratios))))
+
+    def share(self, examples: Sequence[Example]) -> list[Example]:
+        """What of a step or an evaluation this rank takes: prompts with all their examples, as they are cheapest together. Losses that depend on all
+        pairs cannot be shared out, so that the leader takes them."""
+        if self.ranks.size == 1 or (self.objective.couples_pairs and self.ranks.leads):
+            return list(examples)
+        if self.objective.couples_pairs:
+            return []
+        of_prompt: dict[Ids, list[Example]] = {}
+        for example in examples:
+            of_prompt.setdefault(example.prompt_ids, []).append(example)
+        return list(chain.from_iterable(self.ranks.share([*of_prompt.values()], lambda group: count_unique_tokens(sequences_of(group)))))
 
 
 @dataclass
 class Step:
-    """What was measured on the way to a gradient."""
+    """What was measured on the way to a gradient. `losses` are those of this rank, the rest is of all."""
 
     row: Row = field(default_factory=dict)
     tokens: int = 0  # put through the model with gradient
@@ -55,22 +81,22 @@ class Step:
 
 
 def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example], *, point: float = 0.0, first: bool = False) -> Step:
-    """Add the gradient of the mean loss over `examples` to `weights`, batch by batch. Of a `first` step the losses of an untrained policy are
-    counted, too, and how far this policy is from one.
+    """Add the gradient of the mean loss over `examples` to `weights`, batch by batch and over all ranks. Of a `first` step the losses of an untrained
+    policy are counted, too, and how far this policy is from one.
 
-    Where a batch does not fit into memory, the step begins again in batches of half its size, and so do those that follow: the gradient is the
-    same. Raises what the allocator raised if a batch cannot be halved.
+    Where a batch does not fit into memory, the rank begins its share again in batches of half its size, and so do those that follow: the gradient is
+    the same. Raises what the allocator raised if a batch cannot be halved.
     """
+    mine = task.share(examples)
     while True:
         failed: list[Example] = []
         tally = Tally(task.objective, pairs=all_pairs(examples))
         step = Step()
         try:
             with task.policy.unchanged_weights():
-                for failed in cut_step(examples, task.objective, task.tokens_per_batch):
+                for failed in cut_step(mine, task.objective, task.tokens_per_batch):
                     _add_batch(task, weights, failed, _count(examples, task.objective), point, tally, step, first=first)
-            step.row = tally.row()
-            return step
+            break
         except (RuntimeError, MemoryError) as problem:
             half = count_unique_tokens(sequences_of(failed)) // 2
             # One pair cannot be halved, nor can one that stands in the step twice.
@@ -81,6 +107,10 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
             torch.cuda.empty_cache()
         task.tokens_per_batch = half
         task.show.say(f"Not enough memory for a batch; from here on in batches of {task.tokens_per_batch} tokens.")
+    task.ranks.add_gradients(weights.parameters)
+    step.row = tally.row(task.ranks)
+    step.tokens = sum(task.ranks.gather(step.tokens))
+    return step
 
 
 def _add_batch(
@@ -101,23 +131,23 @@ def _add_batch(
 
 
 def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row | None:
-    """Means over held-out examples, without gradient; None if a stop was asked for before the end."""
+    """Means over held-out examples, without gradient; None if a stop was asked for before the end, of any rank."""
     tally = Tally(task.objective, pairs=all_pairs(examples))
     point = task.point(examples, moving, until=task.stop.until)
     batches = score_all_examples(
-        *(task.policy, task.reference, examples),
+        *(task.policy, task.reference, task.share(examples)),
         tokens_per_batch=task.tokens_per_batch,
         point=point,
         collisions=task.objective.reads_collisions,
     )
     scored = list(task.stop.until(batches))
-    if task.stop.requested:
+    if task.ranks.stop_together(task.stop):
         return None
-    if task.objective.couples_pairs:
+    if task.objective.couples_pairs and scored:
         scored = [([example for batch, _ in scored for example in batch], Logps.joined([logps for _, logps in scored]))]
     for batch, logps in scored:
         tally.add(weighted_losses(task.objective, batch, logps), logps)
-    return tally.row()
+    return tally.row(task.ranks)
 
 
 def weighted_losses(objective: Objective, examples: Sequence[Example], logps: Logps) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from likelier.objectives import Logps, Objective
+from likelier.train.parallel import ALONE, Ranks
 
 Row = dict[str, float | None]
 """Means by name; None where there was nothing to average."""
@@ -47,10 +48,15 @@ class Tally:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
-    def row(self) -> Row:
-        """Means over all that was counted, and `margin`: how far apart the mean rewards are."""
-        sums = torch.stack([*self._sums.values()]).tolist()
-        means = {name: total / self._counts[name] if self._counts[name] else None for name, total in zip(self._sums, sums, strict=True)}
+    def row(self, ranks: Ranks = ALONE) -> Row:
+        """Means over all that was counted, by all ranks, and `margin`: how far apart the mean rewards are."""
+        sums = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for some in ranks.gather([(name, total, self._counts[name]) for name, total in zip(self._sums, sums, strict=True)]):
+            for name, total, counted in some:
+                totals[name], counts[name] = totals.get(name, 0.0) + total, counts.get(name, 0) + counted
+        means = {name: total / counts[name] if counts[name] else None for name, total in totals.items()}
         chosen, rejected = means["chosen_reward"], means["rejected_reward"]
         margin = None if chosen is None or rejected is None else chosen - rejected
         return {"loss": means.pop("loss"), "accuracy": means.pop("accuracy"), "margin": margin, **means}

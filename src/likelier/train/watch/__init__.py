@@ -11,6 +11,6 @@ docs/diagnosis.md lists the symptoms.
 
 from likelier.train.watch.diagnosis import Diagnosis, diagnose
 from likelier.train.watch.history import Setup, Symptom
-from likelier.train.watch.live import Watch
+from likelier.train.watch.live import Unwatched, Watch
 
-__all__ = ["Diagnosis", "Setup", "Symptom", "Watch", "diagnose"]
+__all__ = ["Diagnosis", "Setup", "Symptom", "Unwatched", "Watch", "diagnose"]

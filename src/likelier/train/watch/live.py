@@ -84,3 +84,22 @@ class Watch:
     def _append(self, row: dict[str, Any]) -> None:
         self._run.append_metrics(row)
         self._show.logged(row)
+
+
+class Unwatched(Watch):
+    """What the ranks have that do not lead: nothing is written, shown or looked at."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, state: State, steps: int) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        pass
+
+    def look(self, step: int) -> float | None:
+        return None
+
+    def tell(self, symptoms: Sequence[Symptom]) -> None:
+        pass
