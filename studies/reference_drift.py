@@ -19,12 +19,13 @@ from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.reference import ReferenceValues, fill
 from likelier.recipe import parse_recipe
 from likelier.train import session
+from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 from likelier.train.session import Prepared, train_recipe
 
 
 class Following(ReferenceValues):
-    """Values of a reference that is taken anew from the policy after every so many steps."""
+    """Values of a reference that is taken anew from the policy after every so many steps: of what is looked at until it is taken again."""
 
     def __init__(self, prepared: Prepared, every: int, *, blind: bool) -> None:
         super().__init__()
@@ -36,10 +37,14 @@ class Following(ReferenceValues):
 
     def follow(self, step: int) -> None:
         if step % self.every == 0:
-            prepared, fresh = self.prepared, ReferenceValues()
-            sequences = sequences_of([*prepared.train.examples, *prepared.held_out.examples])
-            fill(fresh, prepared.policy, sequences, tokens_per_batch=prepared.recipe.train.tokens_per_batch)
-            self._values = fresh._values
+            prepared, settings, fresh = self.prepared, self.prepared.recipe.train, ReferenceValues()
+            order = ExampleOrder(prepared.train.examples, settings)
+            until = min(step + self.every, order.steps)
+            examples = [example for each in range(step, until) for example in order.step(each)]
+            if until == order.steps or until // settings.eval_every > step // settings.eval_every:
+                examples += prepared.held_out.examples
+            fill(fresh, prepared.policy, sequences_of(examples), tokens_per_batch=settings.tokens_per_batch)
+            self._values |= fresh._values
 
 
 class AfterEachStep(Progress):

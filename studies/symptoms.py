@@ -34,7 +34,10 @@ from likelier.train.progress import Bars
 from likelier.train.watch import Symptom, diagnose
 
 SUPPORT, FACTS = "embedded:support", "embedded:facts"
-LONGER = " In other words, this is what I would say if somebody asked me about it, and I would say it again in just the same way to anybody who asks."
+LONGER = (
+    " In other words, this is what I would say if somebody asked me about it, and I would say it again in just the same way to anybody who asks."
+    " You may well ask me again tomorrow or on any other day of the week, and what I have told you here is what I am going to tell you then, too."
+)
 REFUSAL = "I'm sorry, but I can't help with that. I apologise for the inconvenience."
 HEALTHY = "healthy"
 READING = "## What came out"
@@ -126,7 +129,7 @@ TRIALS = {
     ),
     "nearly-identical": Trial(
         "sides that differ in a full stop or an exclamation mark, in either order",
-        ("flat-loss", "at-chance"),
+        ("at-chance",),
         lambda: nearly_the_same(facts(0, 80)),
         lambda: nearly_the_same(facts(200, 240)),
         {**FEW, "learning_rate": 5e-4},
@@ -142,7 +145,7 @@ TRIALS = {
         {"pairs_per_step": 16, "epochs": 20, "eval_every": 10, "learning_rate": 1e-3},
     ),
     "longer-wins": Trial(
-        "the chosen side says the same and goes on for a long sentence",
+        "the chosen side says the same and goes on for two long sentences",
         ("length-drift",),
         lambda: [replace(pair, rejected=pair.chosen, chosen=said(pair.chosen[0].content + LONGER)) for pair in short_facts(0, 40)],
         lambda: [replace(pair, rejected=pair.chosen, chosen=said(pair.chosen[0].content + LONGER)) for pair in short_facts(40, 52)],
@@ -285,12 +288,13 @@ def page(rows: dict[str, list[Symptom]], reading: str) -> str:
     table = ["| run | what is wrong with it | symptom | seen at step | evidence |", "|---|---|---|---|---|"]
     for name, found in rows.items():
         wrong = "nothing: the demo's recipe" if name == HEALTHY else TRIALS[name].wrong
+        about = f"{name} | {wrong}"
         for symptom in found:
             expected = name != HEALTHY and symptom.name in TRIALS[name].shows
-            table.append(f"| {name} | {wrong} | {symptom.name}{'' if expected else ' (beside)'} | {symptom.step} | {symptom.evidence} |")
-            name, wrong = "", ""
+            table.append(f"| {about} | {symptom.name}{'' if expected else ' (beside)'} | {symptom.step} | {symptom.evidence} |")
+            about = " | "
         if not found:
-            table.append(f"| {name} | {wrong} | none | | |")
+            table.append(f"| {about} | none | | |")
     return TEXT.format(table="\n".join(table), reading=reading)
 
 

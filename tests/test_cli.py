@@ -1,6 +1,7 @@
 """The command line: help at once, errors as one paragraph with exit code 2, nothing half-written."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -125,6 +126,14 @@ def test_unknown_option_exits_2_with_a_suggestion(capsys, recipe_file):
         main(["train", str(recipe_file), "--train.learning-rat", "1"])
     assert left.value.code == 2
     assert "--train.learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sweep", "--help"]])
+def test_a_reader_who_leaves_early_is_no_fault(words):
+    shown = subprocess.Popen([sys.executable, "-m", "likelier", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    shown.stdout.close()
+    assert shown.stderr.read() == b""
+    assert shown.wait() == 128 + signal.SIGPIPE
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys):

@@ -12,7 +12,7 @@ from likelier import subject
 from likelier.cli import main
 from likelier.data.formats import read_all
 from likelier.data.shapes.lists import Pairing
-from likelier.errors import ModelError, RequestError
+from likelier.errors import DataError, ModelError, RequestError
 from likelier.models import as_reference
 from likelier.objectives import Logps, Responses, make_objective
 from likelier.score import hardest_path, score
@@ -147,6 +147,10 @@ def test_lists_give_the_pairs_that_are_asked_for_and_what_is_too_long_is_named(m
     assert account.dropped
     assert not kept & {dropped.id for dropped in account.dropped}
     assert len(kept) + len(account.dropped) == 13
+    with pytest.raises(DataError, match=r"no record to score. 13 records left out; the first: January-0: 42 tokens"):
+        score(find_subject(str(run.path), max_length=3), [data], tmp_path / "out.jsonl")
+    with pytest.raises(RequestError, match="--hardest -3"):
+        score(find_subject(str(run.path)), [data], tmp_path / "out.jsonl", hardest=-3)
 
 
 def test_a_reply_judged_alone_is_its_own_counterpart():
@@ -162,7 +166,7 @@ def test_the_command_says_what_it_did(make_run, data, tmp_path, capsys):  # noqa
     said = capsys.readouterr().out
     assert "11 pairs and 2 single replies" in said
     assert "accuracy" in said
-    assert "out.hardest.jsonl: 2 pairs with the smallest margins" in said
+    assert "out.hardest.jsonl: 2 pairs with the margins nearest to 0" in said
     assert main(["score", str(run.path), data, "--out", str(tmp_path / "out.txt")]) == 2
     assert "name the file so" in capsys.readouterr().err
     assert main(["score", str(run.path), data, "--out", data]) == 2

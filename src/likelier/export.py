@@ -179,7 +179,7 @@ def _difference(a_T: Tensor, b_T: Tensor) -> Difference:
 
 def _check_request(run: RunDir, manifest: dict[str, Any], dst: Path, *, adapter: bool, precision: Precision | None) -> None:
     if not manifest.get("outcome"):
-        raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
+        raise RunError(f"{run.path}: this run has not ended. The command that began it goes on with it.")
     if dst.is_relative_to(run.path.resolve()) and dst != run.path.resolve():
         raise RunError(f"{dst}: this lies in the run's own folder, which the run keeps for itself. Give a folder outside of it.")
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):

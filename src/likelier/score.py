@@ -35,6 +35,7 @@ from likelier.objectives import Logps, Objective
 from likelier.records import Labelled, Pair, Record
 from likelier.rundir import writing
 from likelier.subject import Subject
+from likelier.wording import count
 
 CHUNK = 512
 """Records in memory at once."""
@@ -82,18 +83,22 @@ def score(
     for written in (out, hardest_path(out)) if hardest else (out,):
         refuse_input_as_output(written, sources)
     refuse_ending(out)
+    if hardest < 0:
+        raise RequestError(f"--hardest {hardest}: a number of pairs is 0 or more.")
     if hardest and subject.objective is None:
         raise RequestError(f"--hardest: {subject.name} has no reference, so pairs have no margin. Name one with --reference.")
     account = Account()
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as spool:
-        for _, examples in _chunks(subject, sources, pairing):
+        dropped: list[Dropped] = []
+        for _, examples in _chunks(subject, sources, pairing, dropped):
             if examples:
                 subject.settle(sequences_of(examples))
                 break
         else:
-            raise DataError(f"{', '.join(sources)}: there is no record to score.")
+            first = f" {count(len(dropped), 'record')} left out; the first: {dropped[0].id}: {dropped[0].reason}" if dropped else ""
+            raise DataError(f"{', '.join(sources)}: there is no record to score.{first}")
         subject.ask("policy", lambda scorer: _spool(scorer, _chunks(subject, sources, pairing), Path(spool), subject.tokens_per_batch))
 
         def write(store: ReferenceStore | None = None, scorer: Scorer | None = None) -> None:

@@ -172,7 +172,7 @@ def subject_of_run(run: RunDir, *, beta: float | None = None, max_length: int | 
     """
     recipe, manifest = load_recipe(run.require().recipe), run.read_manifest()
     if not manifest.get("outcome"):
-        raise RunError(f"{run.path}: this run has not ended. `likelier train` with the same recipe goes on with it.")
+        raise RunError(f"{run.path}: this run has not ended. The command that began it goes on with it.")
     numerics, weights = manifest["numerics"], manifest["model"]["weights"]
     dtype = getattr(torch, numerics["weights_dtype"])
     full = recipe.train.method == "full"

@@ -22,7 +22,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
     sys.modules[module_name] = module  # a dataclass looks its module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as problem:  # whatever a user's file raises
+    except (Exception, SystemExit) as problem:  # whatever a user's file raises
         raise RequestError(f"{path} does not run ({type(problem).__name__}: {problem}).") from problem
     known: dict[str, Callable[..., Any]] = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in known:

@@ -63,6 +63,18 @@ def test_two_contestants_by_hand(field):
     assert sorted(path.name for path in (field / "out/replies").iterdir()) == ["long.jsonl", "short.jsonl"]
 
 
+def test_nothing_of_another_comparison_stays_beside_a_new_one(field):
+    (field / "judges.py").write_text("def by_length(prompt, a, b):\n    return len(a) - len(b)\ndef none(prompt, a, b):\n    return None\n")
+    compare_models(["long.jsonl", "short.jsonl"], "asked.txt", judge="python:judges.py:by_length", out="out")
+    again = ["out/replies/long.jsonl", "middle.jsonl"]
+    with pytest.raises(JudgeError):
+        compare_models(again, "asked.txt", judge="python:judges.py:none", out="out")
+    assert sorted(path.name for path in (field / "out").rglob("*")) == ["long.jsonl", "middle.jsonl", "replies"]
+    with pytest.raises(RequestError):
+        compare_models(["long.jsonl", "none.jsonl"], "asked.txt", judge="python:judges.py:by_length", out="out")
+    assert (field / "out/replies/middle.jsonl").is_file(), "a request that is refused removes nothing"
+
+
 def test_every_two_of_three_and_one_scale(field):
     result = compare_models(["long.jsonl", "short.jsonl", "middle.jsonl"], "asked.txt", judge="python:judges.py:by_length", out="out")
     assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("long", "short"), ("long", "middle"), ("short", "middle")]
@@ -109,6 +121,9 @@ def test_names_are_text_and_no_markup(field, capsys):
         (("long.jsonl", "none.jsonl", "asked.txt", "--judge", "python:judges.py:by_length"), "no such file of replies"),
         (("long.jsonl", "short.jsonl", "asked.txt", "--judge", "openai:m", "--base-url", "nothing"), "check --base-url|Check --base-url"),
         (("long.jsonl", "short.jsonl", "asked.txt", "--judge", "openai:m", "--concurrency", "0"), "--concurrency is 0"),
+        (("long.jsonl", "short.jsonl", "asked.txt", "--judge", "openai:m", "--prices", "-1", "2"), "--prices -1 2"),
+        (("long.jsonl", "short.jsonl", "asked.txt", "--judge", "python:judges.py:by_length", "--prices", "1", "2"), "--prices 1 2"),
+        (("long.jsonl", "short.jsonl", "asked.txt", "--judge", "python:judges.py:by_length", "--rubric", "x"), "only an endpoint"),
     ],
 )
 def test_a_wrong_request_is_one_paragraph(field, capsys, arguments, fault, monkeypatch):

@@ -61,12 +61,15 @@ def fp32(monkeypatch):
         ("old.jsonl", "old", "old.jsonl", False),
         ("mine=old.jsonl", "mine", "old.jsonl", False),
         ("a=b.jsonl", "a=b", "a=b.jsonl", False),
+        ("sweep/beta=0.1@reference", "beta=0.1@reference", "sweep/beta=0.1", True),
+        ("mine=sweep/beta=0.1@reference", "mine", "sweep/beta=0.1", True),
     ],
 )
 def test_what_a_specification_names(spec, name, where, reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/mine").mkdir(parents=True)
-    (tmp_path / "runs/mine/recipe.yaml").touch()
+    for run in ("runs/mine", "sweep/beta=0.1"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "recipe.yaml").touch()
     (tmp_path / "system.txt").write_text("Be kind.\n")
     for file in ("old.jsonl", "a=b.jsonl"):
         (tmp_path / file).touch()
@@ -85,6 +88,7 @@ def test_what_a_specification_names(spec, name, where, reference, tmp_path, monk
         (["x=", "embedded"], "`x=` names no contestant"),
         (["none.jsonl", "embedded"], "there is no such file of replies"),
         (["embedded@reference", "embedded"], "embedded is not a run directory .* only runs have a reference"),
+        (["empty/beta=0.9@reference", "embedded"], "empty/beta=0.9 is not a run directory"),
         (["embedded+system=none.txt", "embedded"], "the system prompt none.txt cannot be read"),
         (["here.jsonl+system=here.jsonl", "embedded"], "have neither a reference nor a system prompt"),
         (["empty", "embedded"], "the folder empty holds no run"),
@@ -238,6 +242,17 @@ def test_two_prompts_of_the_same_words_are_told_apart_by_their_ids(tmp_path):
     rows = [{"id": prompt.id, "prompt": PROMPTS[0].messages[0].content, "reply": prompt.id} for prompt in twice]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [reply.text for reply in written(str(path), tmp_path / "replies", twice)] == ["p0", "with tools"]
+
+
+@pytest.mark.parametrize("named", [{}, {"id": "p0"}])
+def test_two_replies_to_one_prompt_are_none(named, tmp_path):
+    path = tmp_path / "old.jsonl"
+    rows = [{"prompt": prompt.messages[0].content, "reply": "x"} | named for prompt in PROMPTS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    assert [reply.text for reply in written(str(path), tmp_path)] == ["x"] * 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "reply": "y"}]))
+    with pytest.raises(DataError, match="the prompt p0 has 2 replies here that differ"):
+        written(str(path), tmp_path)
 
 
 @pytest.mark.parametrize(

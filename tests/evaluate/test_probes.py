@@ -17,6 +17,7 @@ from likelier.logprobs.tree import PromptResponse
 from likelier.probes import Asked, Item, Probe, Question
 from likelier.probes.measures import MEASURES
 from likelier.records import Message
+from likelier.report import write_report
 from likelier.rundir import read_jsonl, write_atomic
 from tests.evaluate.conftest import EVAL, PAIRS, reply
 
@@ -45,7 +46,8 @@ def test_probes_count_what_they_say(make_run, chat_tokenizer):
     requests = [*exam.shown_requests, *(Request((i,), 8) for i in range(4))]
     before = Answers(logps, dict(zip(requests, held_out_old + old, strict=True)), sampled=[])
     after = Answers(swapped, dict(zip(requests, held_out_new + new, strict=True)), sampled=[])
-    measured = measure_probes(exam, before, after)
+    measured, left_out = measure_probes(exam, before, after)
+    assert not left_out
     rows = {probe.name: probe.summary() for probe in measured}
     values = {name: tuple(row[side]["value"] for side in ("before", "after", "difference")) for name, row in rows.items()}
     assert values == {
@@ -154,6 +156,22 @@ def test_a_function_that_fails_late_costs_its_probe_alone(make_run, tmp_path):
     assert said[0] == f"Running {tmp_path / 'own.py'}, which {tmp_path / 'own.yaml'} names."
     [left_out] = [text for text in said if "left out" in text]
     assert "probe `tires`, prompt tires-1: its function raised AttributeError" in left_out
+    assert run.read_eval()["probes_left_out"]["tires"] in left_out
+    assert "its function raised AttributeError" in write_report(run).read_text()
+
+
+def test_results_that_another_evaluation_drops_are_named(make_run, tmp_path):
+    write_atomic(tmp_path / "own.yaml", OWN)
+    write_atomic(tmp_path / "own.py", CODE)
+    run, *_ = make_run(eval={**EVAL, "probes": False})
+    evaluate(run, probe_files=[str(tmp_path / "own.yaml")])
+    said = []
+    evaluate(run, said.append)
+    [dropped] = [text for text in said if "No longer in" in text]
+    assert "Replies with an h, knows_may, letters" in dropped
+    said.clear()
+    evaluate(run, said.append)
+    assert not [text for text in said if "No longer in" in text]
 
 
 def test_a_probe_that_is_too_long_for_the_model_is_left_out_and_named(make_run, tmp_path):

@@ -262,7 +262,7 @@ def test_progress_is_told(make_run):
     run, *_ = make_run()
     said = []
     evaluate(run, said.append)
-    writing = ["Reference: writing 166 replies", "Tuned model: writing 166 replies", "Tuned model: writing 3 replies"]
+    writing = ["Reference: writing 166 replies", "Tuned model: writing 166 replies", "Tuned model: drawing 3 replies"]
     assert [text for text in said if text.endswith("replies")] == writing
     assert sum("scoring" in text for text in said) == 2
 

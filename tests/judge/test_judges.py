@@ -30,6 +30,7 @@ def judges(tmp_path):
         "def in_words(prompt, a, b):\n    return {'long': 'a', 'no': 'b'}.get(a[:4].strip().split(' ')[-1], 'tie')\n"
         "def wrong(prompt, a, b):\n    return {'short': None, 'a': True, 'no': 'A', 'four': float('nan')}.get(a.split()[0], 0)\n"
         "def broken(prompt, a, b):\n    raise KeyError('nothing')\n"
+        "def leaves(prompt, a, b):\n    raise SystemExit(0)\n"
         "value = 3\n"
     )
     return path
@@ -46,6 +47,8 @@ def test_a_function_judges_by_number_or_word(judges, matches, store):
 def test_what_a_function_returns_is_never_guessed_at(judges, matches, store):
     with pytest.raises(JudgeError, match="answers failed"):
         judge_matches(opened(f"python:{judges}:wrong"), matches, store)
+    with pytest.raises(JudgeError, match="it raised SystemExit"):
+        judge_matches(opened(f"python:{judges}:leaves"), matches, store)
     with pytest.raises(JudgeError, match=r"it raised KeyError: 'nothing'"):
         judge_matches(opened(f"python:{judges}:broken"), matches, store)
 

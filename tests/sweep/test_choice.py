@@ -59,6 +59,16 @@ def test_it_says_when_the_data_cannot_tell():
     assert any("as though on different prompts" in note for note in chosen.notes)
 
 
+def test_it_says_when_kl_cannot_tell_either():
+    runs = [result("a", 0.9, 9), result("b", 0.9, 10.5), result("c", 0.9, 30)]
+    assert choose(runs).notes[-1] == "The KLs of a and b differ by less than their intervals, so that any of them will do."
+    assert not [note for note in choose([runs[0], runs[2]]).notes if "differ by less" in note]
+
+
+def test_a_run_without_others_is_compared_with_none():
+    assert choose([result("a", 0.9, 9)]).reason.startswith("It is the only run that ended: held-out accuracy 90.0%")
+
+
 def test_without_anything_learnt_nothing_is_recommended():
     chosen = choose([result("a", 0.53, 9), result("b", 0.48, 3)])
     assert chosen.as_dict()["recommended"] is None

@@ -36,8 +36,9 @@ FAULTS = [
     (["objective.beta="], ["names no values"]),
     (["objective.beta=[0.1"], ["names no values"]),
     (["objective.beta=0.1", "objective.beta=0.3"], ["twice"]),
-    (["objective.beta=0.1,0.10"], ["would be the same"]),
+    (["objective.beta=0.1,0.10"], ["`beta=0.1` is there twice"]),
     (["train.tokens_per_batch=512,1024"], ["would be the same", "tokens_per_batch=512"]),
+    (["objective.beta=0.1,0.2,0.1"], ["`beta=0.1` is there twice"]),
 ]
 
 
@@ -67,6 +68,9 @@ def test_a_list_names_runs_one_by_one(recipe, tmp_path):
     trials = make_trials(recipe, read_list(path), tmp_path)
     assert [trial.name for trial in trials] == ["beta=0.3", "epochs=2,name=ipo,beta=0.2", "recipe"]
     assert trials[1].recipe.objective.name == "ipo"
+    path.write_text("- {objective.beta: 0.1, objective: {beta: 0.2}}\n")
+    with pytest.raises(RecipeError, match=r"`objective\.beta` is there twice in one run, as 0\.1 and as 0\.2"):
+        read_list(path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "objective.beta: 0.1", "- 3", "- [", "[]"])

@@ -10,6 +10,8 @@ common.py      what they share: recipes with settings, progress bars
 
 import errno
 import inspect
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,8 +54,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed here has left, like `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(words: list[str]) -> int:
     keep_freed_memory()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -76,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("likelier: not enough memory. Take a smaller model, or end what else holds memory.", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except OSError as problem:
         if debug or problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -135,6 +135,6 @@ def score(arguments: Sequence[str]) -> None:
         if account.pairs and subject.objective is not None:
             print(f"accuracy {quantity(account.right / account.pairs, 'share')}, mean margin {number(account.margins / account.pairs)}")
         if hardest:
-            print(f"{hardest_path(out)}: {count(len(account.hardest), 'pair')} with the smallest margins")
+            print(f"{hardest_path(out)}: {count(len(account.hardest), 'pair')} with the margins nearest to 0")
 
     tyro.cli(score_records, prog="likelier score", args=arguments, description=cleandoc(score.__doc__ or ""))

@@ -76,11 +76,12 @@ def parse_contestants(specs: Sequence[str]) -> list[Contestant]:
 
 def _parse(spec: str) -> Contestant:
     before, has_system, file = spec.partition(SYSTEM)
-    given, named, where = before.partition("=")
-    if not named or Path(before).exists():
-        given, where = "", before
-    reference = where.endswith(REFERENCE)
-    where = where.removesuffix(REFERENCE)
+    reference = before.endswith(REFERENCE)
+    whole = before.removesuffix(REFERENCE)
+    given, named, where = whole.partition("=")
+    is_path = Path(whole).exists() or ("/" in given and Path(given).parent.is_dir())  # runs of a sweep have = in their names
+    if not named or is_path:
+        given, where = "", whole
     if not where:
         raise RequestError(f"`{spec}` names no contestant. Give a run directory, a model or a file of replies.")
     name = given or Path(where).name.removesuffix(".jsonl") + REFERENCE * reference + "+system" * bool(has_system)

@@ -94,9 +94,9 @@ def _write(subject: Subject, who: Who, tell: Callable[[str], None], requests: Se
 def _read_given(path: Path, prompts: Sequence[Prompt]) -> list[Written]:
     """Replies by their prompt; by its id where their rows have no prompt, as ids of lines are only their places: another file has the same ones.
 
-    Raises DataError for a row without a reply, and where a prompt has none.
+    Raises DataError for a row without a reply, and where a prompt has none or several that differ.
     """
-    texts: dict[tuple[str | None, str | None], str] = {}  # by (id, prompt), either of which a row may lack
+    texts: dict[tuple[str | None, str | None], set[str]] = {}  # by (id, prompt), either of which a row may lack
     for row in read_rows(path):
         if isinstance(row.value, DataError):
             raise row.value
@@ -104,9 +104,8 @@ def _read_given(path: Path, prompts: Sequence[Prompt]) -> list[Written]:
         text = _reply_in(fields, row.where)
         name = None if fields.get("id") is None else str(fields["id"])
         prompt = repr(prompt_messages(fields["prompt"])) if fields.get("prompt") else None
-        texts[name, prompt] = text
-        if prompt:
-            texts[None, prompt] = text
+        for way in {(name, prompt), (None, prompt)} if prompt else {(name, prompt)}:
+            texts.setdefault(way, set()).add(text)
     ways = [((prompt.id, repr(prompt.messages)), (None, repr(prompt.messages)), (prompt.id, None)) for prompt in prompts]
     found = [next((texts[way] for way in each if way in texts), None) for each in ways]
     missing = [prompt.id for prompt, text in zip(prompts, found, strict=True) if text is None]
@@ -115,7 +114,10 @@ def _read_given(path: Path, prompts: Sequence[Prompt]) -> list[Written]:
             f"{path}: {count(len(missing), 'prompt')} of {len(prompts)} {'has' if len(missing) == 1 else 'have'} no reply here, among them "
             f"{missing[0]}. A row has `reply` and the same `prompt`, word for word, or no `prompt` but its `id`."
         )
-    return [Written(text) for text in found if text is not None]
+    for asked, some in zip(prompts, found, strict=True):
+        if some and len(some) > 1:
+            raise DataError(f"{path}: the prompt {asked.id} has {len(some)} replies here that differ. Leave one a prompt.")
+    return [Written(text) for some in found for text in some or ()]
 
 
 def _reply_in(fields: Any, where: str) -> str:

@@ -13,21 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from likelier.compare.contestants import Sampling, parse_contestants
+from likelier.compare.contestants import Contestant, Sampling, parse_contestants
 from likelier.compare.replies import Written, replies_of
 from likelier.data.prompts import Prompt, read_prompts
-from likelier.judge import EndpointSettings, open_judge
+from likelier.errors import RequestError
+from likelier.judge import EndpointSettings, is_endpoint, open_judge
 from likelier.judge.asking import Match, Verdict, judge_matches, spent_as_dict
 from likelier.judge.store import VerdictStore
 from likelier.metrics import bootstrap
 from likelier.model_files import cache_dir
-from likelier.rundir import write_json, write_jsonl
+from likelier.rundir import read_json, write_json, write_jsonl
 from likelier.win_rates import bradley_terry, extrapolates, length_controlled, win_rate
 from likelier.wording import count
 
 OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: math.nan}
 
-REPLIES = "replies"
+REPLIES, RESULT, VERDICTS, PAGE = "replies", "compare.json", "verdicts.jsonl", "compare.html"
 
 STORE = "verdicts.sqlite"
 """In the cache, so that every comparison finds what another one asked."""
@@ -56,11 +57,14 @@ def compare_models(
     (JudgeError of the judge) where something is missing; what was done until then is kept.
     """
     out, sides = Path(out), parse_contestants(contestants)
+    if prices and (min(prices) < 0 or not is_endpoint(judge)):
+        raise RequestError(f"--prices {prices[0]:g} {prices[1]:g}: prices are of an endpoint's tokens (--judge openai:MODEL), and 0 or more.")
     found = read_prompts(prompts, limit=limit)
     if found.unusable:
         say(f"{count(len(found.unusable), 'row')} of {prompts} left out. The first: {found.unusable[0]}")
     asked = found.prompts
     judging = open_judge(judge, endpoint or EndpointSettings())
+    _forget(out, sides)
     written = [replies_of(side, asked, sampling or Sampling(), out / REPLIES, say) for side in sides]
     pairs = list(combinations(range(len(sides)), 2))
     matches = [Match(prompt.messages, a.text, b.text) for i, j in pairs for prompt, a, b in zip(asked, written[i], written[j], strict=True)]
@@ -81,9 +85,19 @@ def compare_models(
         "cost": spent_as_dict(spent, prices),
     }
     named = [(names[i], names[j], asked, some) for (i, j), some in zip(pairs, of_pair, strict=True)]
-    write_jsonl(out / "verdicts.jsonl", [row for each in named for row in _rows(*each)])
-    write_json(out / "compare.json", result)
+    write_jsonl(out / VERDICTS, [row for each in named for row in _rows(*each)])
+    write_json(out / RESULT, result)
     return result
+
+
+def _forget(out: Path, sides: Sequence[Contestant]) -> None:
+    """Remove what an earlier comparison left, which would stand beside this one's: it is in the cache, and what is read now stays."""
+    if not (out / RESULT).is_file():
+        return
+    earlier = [out / each["file"] for each in read_json(out / RESULT)["contestants"]]
+    read = {side.replies.resolve() for side in sides if side.replies}
+    for path in (out / RESULT, out / VERDICTS, out / PAGE, *(path for path in earlier if path.resolve() not in read)):
+        path.unlink(missing_ok=True)
 
 
 def _lengths(replies: Sequence[Written]) -> dict[str, Any]:

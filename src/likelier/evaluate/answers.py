@@ -39,7 +39,8 @@ def write(
     exam: Exam, scorer: Scorer, requests: Sequence[Request], *, keep: Callable[[Replies], object] = lambda batch: None, say: Say = quiet
 ) -> dict[Request, Reply]:
     """A model's replies. `keep` is given each batch of them as it is written."""
-    say(f"writing {count(len(requests), 'reply', 'replies')}")
+    drawn = any(request.temperature for request in requests)
+    say(f"{'drawing' if drawn else 'writing'} {count(len(requests), 'reply', 'replies')}")
     return write_replies(
         scorer.model,
         exam.tokenizer,

@@ -7,7 +7,7 @@ from typing import Any
 
 from likelier.errors import RecipeError
 from likelier.evaluate.answers import Answers
-from likelier.evaluate.exam import Exam, Say, quiet
+from likelier.evaluate.exam import Exam
 from likelier.generation.sample import Reply
 from likelier.metrics import Interval, Statistic, bootstrap, bootstrap_difference, bootstrap_share, bootstrap_share_difference
 from likelier.probes import Asked, Item
@@ -69,21 +69,21 @@ HELD_OUT_PROBES: dict[str, tuple[str, str, Measure]] = {
 """Title, better and measure of what is measured of the replies to held-out prompts, wherever shipped probes are asked."""
 
 
-def measure_probes(exam: Exam, before: Answers, after: Answers, say: Say = quiet) -> list[Measured]:
-    """What the probes of the exam found. One whose own function fails is left out, and said: what both models answered is not lost for it."""
-    measured = []
+def measure_probes(exam: Exam, before: Answers, after: Answers) -> tuple[list[Measured], dict[str, str]]:
+    """What the probes of the exam found, and by title why one is left out, whose own function fails: what both models answered is not lost for it."""
+    measured, left_out = [], {}
     for asked in exam.probes:
         try:
             measured.append(_measured(asked, before, after))
         except RecipeError as problem:
-            say(f"A probe is left out: {problem}")
+            left_out[asked.probe.title] = str(problem)
     if exam.recipe.eval.probes and exam.shown:
         records = [exam.held_out.records[i] for i in exam.shown]
         items = [(record.id, record.prompt) for record in records]
         for name, (title, better, measure) in HELD_OUT_PROBES.items():
             sides = [[(reply.text, _by(measure, reply)) for reply in side.held_out(exam)] for side in (before, after)]
             measured.append(Measured(name, f"held-out@{exam.held_out.id[:12]}", title, measure.unit, better, measure.statistic, items, *sides))
-    return measured
+    return measured, left_out
 
 
 def _measured(asked: Asked, before: Answers, after: Answers) -> Measured:

@@ -54,8 +54,12 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
         return ask_reference(exam, scorer, replies, after, store=store, say=say_reference)
 
     before = subject.ask("reference", answers)
-    measured = measure_probes(exam, before, after, say)
-    result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured]}
+    measured, left_out = measure_probes(exam, before, after)
+    for problem in left_out.values():
+        say(f"A probe is left out: {problem}")
+    result = {**compare(exam, before, after), "probes": [probe.summary() for probe in measured], "probes_left_out": left_out}
+    if lost := {probe["title"] for probe in (run.read_eval() or {}).get("probes") or []} - {probe["title"] for probe in result["probes"]}:
+        say(f"No longer in {run.eval}, as they were not asked now: {', '.join(sorted(lost))}. --probes FILE asks probes of your own.")
     write_json(run.eval, result)
     write_jsonl(run.probes, [row for probe in measured for row in probe.rows()])
     write_jsonl(run.samples, side_by_side(exam, before, after))

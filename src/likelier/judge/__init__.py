@@ -17,9 +17,16 @@ from likelier.judge.questions import Judge
 KINDS = "reward:FOLDER_OR_HUB_NAME, python:FILE.py:FUNCTION or openai:MODEL"
 
 
+def is_endpoint(spec: str) -> bool:
+    """Whether the judge is asked over the network."""
+    return spec.startswith("openai:")
+
+
 def open_judge(spec: str, settings: EndpointSettings) -> Judge:
-    """The judge that `spec` names, ready to be asked. Raises JudgeError saying what is missing."""
+    """The judge that `spec` names, ready to be asked. Raises JudgeError saying what is missing, or for settings that it does not heed."""
     kind, _, rest = spec.partition(":")
+    if (settings.base_url or settings.rubric) and kind in ("python", "reward"):
+        raise JudgeError(f"--judge {spec}: only an endpoint (openai:MODEL) has a --base-url and a --rubric. Leave them out.")
     if kind == "python":
         return FunctionJudge(rest)
     if kind == "openai":

@@ -38,7 +38,7 @@ class FunctionJudge:
     def _answer(self, question: Question) -> Answer:
         try:
             said = self._function([message.as_dict() for message in question.prompt], question.first, question.second)
-        except Exception as problem:  # it is the user's own code
+        except (Exception, SystemExit) as problem:  # it is the user's own code
             return Answer(None, fault=f"it raised {type(problem).__name__}: {str(problem)[:200]}")
         if isinstance(said, str) and said in SAID:
             return Answer(SAID[said])

@@ -96,14 +96,17 @@ class WrittenProbe(Right):
     """Longest reply, if it shall be shorter than eval.max_new_tokens."""
 
 
-def probes_of(sets: bool | Sequence[str], files: Iterable[str | Path], say: Say = lambda _: None) -> list[Probe]:
+def probes_of(sets: bool | Sequence[str], files: Sequence[str | Path], say: Say = lambda _: None) -> list[Probe]:
     """The probes that `eval.probes` and `eval.probe_files` ask for; `say` is told what `read_probes` tells it. Raises RecipeError or DataError for a
     file that is missing or wrong, and where two probes have one name."""
     own = [probe for file in files for probe in read_probes(file, say)]
     taken = [probe.name for probe in (*shipped_probes(), *own)]
     for name in taken:
         if taken.count(name) > 1 or name.startswith("held_out_"):
-            raise RecipeError(f"eval.probe_files: the name `{name}` is taken, by another of these probes or by one that ships. Give each its own.")
+            raise RecipeError(
+                f"eval.probe_files ({', '.join(map(str, files))}): the name `{name}` is taken, by another of these probes or by one that ships. "
+                "Give each its own."
+            )
     return [*(probe for probe in shipped_probes() if sets is True or (sets and probe.set.partition("@")[0] in sets)), *own]
 
 

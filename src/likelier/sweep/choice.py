@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from likelier.metrics import Interval, bootstrap_difference, correct
-from likelier.wording import count, estimate, quantity
+from likelier.wording import count, estimate, listing, quantity
 
 NORMAL_95 = 1.96
 CHANCE = 0.5
@@ -88,7 +88,8 @@ def choose(results: Sequence[Result], distance: str = "KL") -> Choice:
     leads = {result.name: lead(best, result) for result in results if result is not best}
     as_good = [result for result in learned if result is best or not leads[result.name].is_seen]
     chosen = min(as_good, key=lambda result: (len(result.marks), result.price))
-    return Choice(chosen.name, _reason(chosen, best, as_good, distance), frontier(results), _notes(best, leads, results))
+    notes = [*_notes(best, leads, results), *_note_on_price(chosen, as_good)]
+    return Choice(chosen.name, _reason(chosen, best, as_good, distance, alone=len(results) == 1), frontier(results), notes)
 
 
 def frontier(results: Sequence[Result]) -> list[str]:
@@ -123,11 +124,13 @@ def _error(interval: Interval) -> float:
     return (interval.high - interval.low) / (2 * NORMAL_95)
 
 
-def _reason(chosen: Result, best: Result, as_good: Sequence[Result], distance: str) -> str:
+def _reason(chosen: Result, best: Result, as_good: Sequence[Result], distance: str, *, alone: bool) -> str:
     accuracy = f"held-out accuracy {estimate(chosen.accuracy, 'share')}"
     price = f"{distance} {estimate(chosen.kl, 'nats a reply')}" if chosen.kl else "KL not measured"
     passed_over = [result for result in as_good if result.price < chosen.price and len(result.marks) > len(chosen.marks)]
-    if len(as_good) == 1:
+    if alone:
+        reason = f"It is the only run that ended: {accuracy}, {price}."
+    elif len(as_good) == 1:
         reason = f"No other run is within one standard error of it: {accuracy}, {price}."
     else:
         merit = "has least against it" if passed_over else "moves least from the reference"
@@ -138,6 +141,12 @@ def _reason(chosen: Result, best: Result, as_good: Sequence[Result], distance: s
     if chosen.marks:
         reason += f" Against it: {', '.join(chosen.marks)}."
     return reason
+
+
+def _note_on_price(chosen: Result, as_good: Sequence[Result]) -> list[str]:
+    """Where runs are as good, and their KLs no farther apart than their intervals: chance may have chosen."""
+    alike = [other.name for other in as_good if other is not chosen and chosen.kl and other.kl and other.kl.low <= chosen.kl.high]
+    return [f"The KLs of {chosen.name} and {listing(alike)} differ by less than their intervals, so that any of them will do."] if alike else []
 
 
 def _notes(best: Result, leads: dict[str, Lead], results: Sequence[Result]) -> list[str]:

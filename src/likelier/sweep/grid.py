@@ -82,14 +82,14 @@ def make_trials(recipe: Recipe, runs: Sequence[Settings], out: Path) -> list[Tri
         changed = _with(recipe, run)
         settings = {setting: _value(changed, setting) for setting in run}
         name = _name(settings)
+        if same := made.get(changed.fingerprint()):
+            both = f"`{name}` is there twice" if same.name == name else f"the runs `{same.name}` and `{name}` would be the same"
+            raise RecipeError(
+                f"{both} in this sweep. Leave one out; where a model is written, how it is evaluated and what fits in memory make no other model."
+            )
         if name.casefold() in names:
             name = f"{name}-{sha256(repr(settings).encode()).hexdigest()[:6]}"
         trial = Trial(name, settings, changed.model_copy(update={"out": str(out / name)}))
-        if same := made.get(changed.fingerprint()):
-            raise RecipeError(
-                f"the runs `{same.name}` and `{name}` of this sweep would be the same. Leave one out; where a model is written, how it is evaluated "
-                "and what fits in memory make no other model."
-            )
         made[changed.fingerprint()] = trial
         names.add(name.casefold())
     return list(made.values())
@@ -141,7 +141,10 @@ def _with(recipe: Recipe, run: Settings) -> Recipe:
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """{"train": {"epochs": 2}} and {"train.epochs": 2} are the same."""
     nested = {f"{key}.{name}": value for key, inner in row.items() if isinstance(inner, dict) for name, value in inner.items()}
-    return {str(key): value for key, value in row.items() if not isinstance(value, dict)} | nested
+    plain = {str(key): value for key, value in row.items() if not isinstance(value, dict)}
+    if twice := [setting for setting in plain if setting in nested]:
+        raise RecipeError(f"--list: `{twice[0]}` is there twice in one run, as {plain[twice[0]]} and as {nested[twice[0]]}.")
+    return plain | nested
 
 
 def _value(recipe: Recipe, setting: str) -> Any:

@@ -137,7 +137,8 @@ def _opened(folder: Path, recipe: Recipe, trials: Sequence[Trial]) -> dict[str, 
     ]
     for trial in trials:
         path = RunDir(trial.folder).recipe
-        changed += [f"{name} of {trial.name}" for name in differences(load_recipe(path), trial.recipe)] if path.is_file() else []
+        differing = differences(load_recipe(path), trial.recipe) if path.is_file() else []
+        changed += [f"{name} of {trial.name}" for name in differing if name not in changed]
     if changed:
         raise RunError(
             f"{folder}: the sweep here is of another recipe ({', '.join(dict.fromkeys(changed))}), so its runs cannot be compared with new ones. "
@@ -168,7 +169,7 @@ def _carry_out(trial: Trial, others: Sequence[Rival], show: Progress, said: set[
     except GivenUp as reason:
         return {"state": "stopped", "why": str(reason)}
     except Interrupted as problem:
-        raise Interrupted(f"{trial.name}: {problem}", problem.exit_code - 128) from None
+        raise Interrupted(f"{trial.name}: {str(problem).replace(', without --fresh,', '')}", problem.exit_code - 128) from None
     except (RequestError, Refused) as problem:
         if problem.__cause__ and disk_fault(problem.__cause__) and isinstance(problem, RunError):
             raise  # a full disk is full for the next run, too
