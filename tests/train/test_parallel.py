@@ -108,7 +108,7 @@ def test_many_ranks_train_as_one(recipe, settings, sizes, tmp_path, monkeypatch)
     one, truth = runs.pop(1), gradient(RunDir(f"{recipe.out}-1"))
     assert truth.norm() > 0
     for size, run in runs.items():
-        assert (gradient(run) - truth).norm() / truth.norm() < 1e-6
+        assert (gradient(run) - truth).norm() / truth.norm() < 1e-5, "fp32: two cuts of one process differ as much"
         assert_as_one(run, one)
         assert run.read_manifest()["reference"] == one.read_manifest()["reference"]
         keys = scored_sequences(tmp_path / f"cache-{size}")

@@ -70,16 +70,19 @@ def fit(
 
     if state.evaluation_due:
         evaluate()
-        stop.leave(f"at step {state.step} of {training.order.steps}")
+        if ranks.stop_together(stop):
+            stop.leave(f"at step {state.step} of {training.order.steps}")
     while not training.ended:
         training.step()
         state.evaluation_due = len(held_out) > 0 and training.due(settings.eval_every)
         if state.evaluation_due:
             evaluate()
-        if ranks.stop_together(stop) or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
+        stops = ranks.stop_together(stop)
+        if stops or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
             if ranks.leads:
                 checkpoint.save(run.checkpoints, weights, training.optimizer, state)
             ranks.wait()
+        if stops:
             stop.leave(f"at step {state.step} of {training.order.steps}")
     return state, training.ended
 

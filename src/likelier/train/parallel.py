@@ -73,12 +73,11 @@ class Ranks:
             work.wait()
 
     def stop_together(self, stop: Stop) -> bool:
-        """Whether any rank was asked to stop; then all of them are."""
-        if self.size > 1:
-            asked = [each for each in self.gather((stop.signal, stop.reason)) if any(each)]
-            if asked:
-                stop.signal, stop.reason = asked[0]
-        return stop.requested
+        """Whether any rank was asked to stop; then all of them are. A request that comes later than all have agreed is met the next time."""
+        asked = [each for each in self.gather((stop.signal, stop.reason)) if any(each)]
+        if asked:
+            stop.signal, stop.reason = asked[0]
+        return bool(asked)
 
     def wait(self) -> None:
         """Until all ranks are here."""
