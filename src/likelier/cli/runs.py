@@ -53,7 +53,10 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Tune a model by a recipe; any setting can be given as --section.name VALUE. Goes on where an interrupted run stopped."""
+    """Tune a model by a recipe; any setting can be given as --section.name VALUE. Goes on where an interrupted run stopped.
+
+    Several processes train together: torchrun --nproc-per-node 4 -m likelier train recipe.yaml
+    """
 
     @dataclass
     class Options:
