@@ -64,7 +64,8 @@ class Task:
         of_prompt: dict[Ids, list[Example]] = {}
         for example in examples:
             of_prompt.setdefault(example.prompt_ids, []).append(example)
-        return list(chain.from_iterable(self.ranks.share([*of_prompt.values()], lambda group: count_unique_tokens(sequences_of(group)))))
+        mine = self.ranks.share([*of_prompt.values()], lambda group: count_unique_tokens(sequences_of(group)))
+        return [example for group in mine for example in group]
 
 
 @dataclass
