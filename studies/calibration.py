@@ -71,7 +71,8 @@ TEXT = """# Is the margin a probability?
 
     python studies/calibration.py --page docs/studies/calibration.md
 
-makes this page: the shipped support and facts pairs, {pairs}, LoRA, DPO with β 0.3, steps of 16 pairs, SmolLM2-135M-Instruct, two CPU cores.
+makes this page: the shipped support and facts pairs, {pairs}, LoRA, DPO with β 0.3, steps of 16 pairs,
+SmolLM2-135M-Instruct, two CPU cores.
 
 DPO fits σ(margin) to be the probability that the chosen reply is preferred. A reliability diagram says whether it is, on pairs that it has not
 seen: of those for which the model is 80% sure, are 80% right? The expected calibration error (ECE) is the mean distance from the diagonal over ten

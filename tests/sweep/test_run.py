@@ -18,7 +18,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.rundir import RunDir, write_json, writing
 from likelier.sweep import run as module
 from likelier.sweep import sweep_recipe
-from likelier.train import session
+from likelier.train import parallel
 from likelier.train.progress import Progress
 from tests.train.children import begin, ended, hold_after_step, hold_before_naming, wait_for
 from tests.train.conftest import changed
@@ -61,7 +61,7 @@ def test_four_values_of_beta_score_the_reference_once(short, tmp_path, monkeypat
             return filled(store, scorer, sequences, **options)
 
     filled = reference.fill
-    monkeypatch.setattr(session, "fill", fill)
+    monkeypatch.setattr(parallel, "fill", fill)
     out, show = tmp_path / "sweep", Listening()
     sweep_recipe(short, grid={"objective.beta": [0.1]}, out=out)
     content = sweep_recipe(short, grid={"objective.beta": [0.03, 0.1, 0.3, 0.5]}, out=out, show=show)  # values can be added

@@ -114,7 +114,7 @@ def test_an_objective_without_reference_scores_none_and_opens_no_store(recipe, t
     def refuse(*_, **__):
         raise AssertionError("a reference was asked for")
 
-    for what in ("as_reference", "fill", "open_store", "ReferenceStore"):
+    for what in ("as_reference", "fill_together", "open_store", "ReferenceStore"):
         monkeypatch.setattr(session, what, refuse)
     run = train_recipe(changed(recipe, objective={"name": name}, train={"max_steps": 2}))
     assert run.read_manifest()["reference"] is None
