@@ -73,6 +73,11 @@ def test_nothing_of_another_comparison_stays_beside_a_new_one(field):
     with pytest.raises(RequestError):
         compare_models(["long.jsonl", "none.jsonl"], "asked.txt", judge="python:judges.py:by_length", out="out")
     assert (field / "out/replies/middle.jsonl").is_file(), "a request that is refused removes nothing"
+    (field / "other").mkdir()
+    (field / "other/compare.json").write_text('{"contestants": [{"file": "../../long.jsonl"}], "judge": "somebody"}')
+    with pytest.raises(RequestError, match="is not of a comparison"):
+        compare_models(["long.jsonl", "short.jsonl"], "asked.txt", judge="python:judges.py:by_length", out="other")
+    assert (field / "long.jsonl").is_file()
 
 
 def test_every_two_of_three_and_one_scale(field):

@@ -88,8 +88,6 @@ def _run(words: list[str]) -> int:
             raise
         print("likelier: not enough memory. Take a smaller model, or end what else holds memory.", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        raise
     except OSError as problem:
         if debug or problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

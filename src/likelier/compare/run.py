@@ -22,13 +22,13 @@ from likelier.judge.asking import Match, Verdict, judge_matches, spent_as_dict
 from likelier.judge.store import VerdictStore
 from likelier.metrics import bootstrap
 from likelier.model_files import cache_dir
-from likelier.rundir import read_json, write_json, write_jsonl
+from likelier.rundir import COMPARISON, COMPARISON_PAGE, VERDICTS, read_json, write_json, write_jsonl
 from likelier.win_rates import bradley_terry, extrapolates, length_controlled, win_rate
 from likelier.wording import count
 
 OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: math.nan}
 
-REPLIES, RESULT, VERDICTS, PAGE = "replies", "compare.json", "verdicts.jsonl", "compare.html"
+REPLIES = "replies"
 
 STORE = "verdicts.sqlite"
 """In the cache, so that every comparison finds what another one asked."""
@@ -86,17 +86,21 @@ def compare_models(
     }
     named = [(names[i], names[j], asked, some) for (i, j), some in zip(pairs, of_pair, strict=True)]
     write_jsonl(out / VERDICTS, [row for each in named for row in _rows(*each)])
-    write_json(out / RESULT, result)
+    write_json(out / COMPARISON, result)
     return result
 
 
 def _forget(out: Path, sides: Sequence[Contestant]) -> None:
-    """Remove what an earlier comparison left, which would stand beside this one's: it is in the cache, and what is read now stays."""
-    if not (out / RESULT).is_file():
+    """Remove what an earlier comparison left, which would stand beside this one's: it is in the cache, and what is read now stays. Raises
+    RequestError if compare.json is not of a comparison."""
+    if not (out / COMPARISON).is_file():
         return
-    earlier = [out / each["file"] for each in read_json(out / RESULT)["contestants"]]
+    earlier = read_json(out / COMPARISON)
+    if not {"judge", "contestants", "pairs"} <= earlier.keys():
+        raise RequestError(f"{out / COMPARISON} is not of a comparison and would be overwritten. Choose another folder with --out.")
     read = {side.replies.resolve() for side in sides if side.replies}
-    for path in (out / RESULT, out / VERDICTS, out / PAGE, *(path for path in earlier if path.resolve() not in read)):
+    replies = [out / REPLIES / Path(each["file"]).name for each in earlier["contestants"]]
+    for path in (out / COMPARISON, out / VERDICTS, out / COMPARISON_PAGE, *(path for path in replies if path.resolve() not in read)):
         path.unlink(missing_ok=True)
 
 

@@ -9,12 +9,11 @@ from likelier.changes import Strip, strip_around, strip_of_share
 from likelier.metrics import Interval
 from likelier.report.build import template
 from likelier.report.samples import turns_of
-from likelier.rundir import read_json, read_jsonl, write_atomic
+from likelier.rundir import COMPARISON, COMPARISON_PAGE, VERDICTS, read_json, read_jsonl, write_atomic
 from likelier.wording import UNKNOWN, count, ends, estimate, listing, number, quantity
 
 Row = Mapping[str, Any]
 
-PAGE = "compare.html"
 
 EXAMPLES = (("a", 2), ("b", 2), ("tie", 1))
 """How many matches of a pair are shown of each outcome."""
@@ -50,7 +49,7 @@ class Example:
 
 def write_comparison_page(folder: Path) -> Path:
     """Write compare.html beside compare.json and verdicts.jsonl; return its path. Raises RunError where compare.json is missing or damaged."""
-    comparison = read_json(folder / "compare.json")
+    comparison = read_json(folder / COMPARISON)
     files = {row["name"]: row["file"] for row in comparison["contestants"]}
     page = {
         "name": folder.resolve().name,
@@ -62,8 +61,8 @@ def write_comparison_page(folder: Path) -> Path:
         "notes": _notes(comparison),
         "examples": [(f"{pair['a']} against {pair['b']}", _examples(folder, pair, files)) for pair in comparison["pairs"]],
     }
-    write_atomic(folder / PAGE, template("compare.html.jinja").render(page))
-    return folder / PAGE
+    write_atomic(folder / COMPARISON_PAGE, template("compare.html.jinja").render(page))
+    return folder / COMPARISON_PAGE
 
 
 def headline(pair: Row) -> str:
@@ -132,7 +131,7 @@ def _notes(comparison: Row) -> list[str]:
 def _examples(folder: Path, pair: Row, files: Mapping[str, str]) -> list[Example]:
     """The first matches of each outcome, from verdicts.jsonl and the replies on disk; `files` are those of the contestants."""
     replies = {side: {row["id"]: row for row in read_jsonl(folder / files[pair[side]])} for side in ("a", "b")}
-    rows = [row for row in read_jsonl(folder / "verdicts.jsonl") if (row["a"], row["b"]) == (pair["a"], pair["b"])]
+    rows = [row for row in read_jsonl(folder / VERDICTS) if (row["a"], row["b"]) == (pair["a"], pair["b"])]
     told = [row for row in rows if row.get("orders") and row["id"] in replies["a"] and row["id"] in replies["b"]]
     wanted = [row for outcome, most in EXAMPLES for row in [row for row in told if row["verdict"] == outcome][:most]]
     return [_example(row, *(replies[side][row["id"]] for side in ("a", "b"))) for row in wanted]
