@@ -23,6 +23,9 @@ from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
 from likelier.train.session import Prepared, train_recipe
 
+LAST = merged(SHORT_RUN, {"train": {"eval_every": 0}})
+"""One evaluation, at the end: else a run would keep the weights that are best by a reference which moves."""
+
 
 class Following(ReferenceValues):
     """Values of a reference that is taken anew from the policy after every so many steps: of what is looked at until it is taken again."""
@@ -41,7 +44,7 @@ class Following(ReferenceValues):
             order = ExampleOrder(prepared.train.examples, settings)
             until = min(step + self.every, order.steps)
             examples = [example for each in range(step, until) for example in order.step(each)]
-            if until == order.steps or until // settings.eval_every > step // settings.eval_every:
+            if until == order.steps:  # the only evaluation
                 examples += prepared.held_out.examples
             fill(fresh, prepared.policy, sequences_of(examples), tokens_per_batch=settings.tokens_per_batch)
             self._values |= fresh._values
@@ -76,7 +79,7 @@ def following(every: int, *, blind: bool) -> Any:
 
 def train_following(study: Study, name: str, every: int) -> None:
     """Train the run called `name` unless it is there."""
-    recipe = parse_recipe(merged(SHORT_RUN, {"out": str(study.folder / name)}), where="studies/reference_drift.py")
+    recipe = parse_recipe(merged(LAST, {"out": str(study.folder / name)}), where="studies/reference_drift.py")
     manifest = study.folder / name / "manifest.json"
     if not manifest.is_file() or '"outcome": null' in manifest.read_text():
         with following(every, blind=True) as hook:
@@ -85,7 +88,7 @@ def train_following(study: Study, name: str, every: int) -> None:
 
 def refused(study: Study, name: str, show: Progress) -> str:
     """What a run of six steps ends with, which the check is to stop."""
-    recipe = parse_recipe(merged(SHORT_RUN, {"train": {"max_steps": 6}, "out": str(study.folder / name)}), where="studies/reference_drift.py")
+    recipe = parse_recipe(merged(LAST, {"train": {"max_steps": 6}, "out": str(study.folder / name)}), where="studies/reference_drift.py")
     shutil.rmtree(study.folder / name, ignore_errors=True)
     try:
         train_recipe(recipe, show=show)
@@ -117,10 +120,10 @@ def tamper(study: Study) -> str:
 
 def main() -> None:
     study = Study(__doc__, "reference_drift")
-    runs = {"frozen": study.run("frozen")}
+    runs = {"frozen": study.run("frozen", LAST)}
     for name, every in (("taken anew every 5 steps", 5), ("taken anew every step", 1)):
         train_following(study, f"every-{every}", every)
-        runs[name] = study.run(f"every-{every}")
+        runs[name] = study.run(f"every-{every}", LAST)
     with following(3, blind=False) as hook:
         seen = [("a reference that follows the policy", refused(study, "guarded", hook))]
     seen.append(("one number of the base altered by 0.01 after step 3", tamper(study)))
