@@ -141,7 +141,7 @@ CASES = {
     ),
     "kl-budget": (history(held_out=lambda step: {"kl": 2.0 * step}), [], {}, 20, ["40 nats", "30", "eval.kl_budget"]),
     "kl-budget, a given one": (history(), [], {"eval": {"kl_budget": 2.5}}, 30, ["3 nats", "2.50"]),
-    "length-drift": (history(), film(length=31), {}, 20, ["31 tokens", "20 before", "ld-dpo"]),
+    "length-drift": (history(), film(length=31), {}, 20, ["31 tokens", "20 before", "r-dpo"]),
     "length-drift, without end": (history(), film(length=24, ended=[False, False, True, True]), {}, 20, ["2 of 4 reach the limit, 0 did"]),
     "length-drift, to nothing": (history(), film(length=3), {}, 20, ["3 tokens", "shorter reply"]),
     "apology-drift": (history(), film(apology=[True, False, True, False]), {}, 20, ["2 of 4", "0 did"]),

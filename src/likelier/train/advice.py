@@ -211,17 +211,16 @@ def length_bias(facts: Facts) -> Iterator[Advice]:
     """The longer reply is the better one too often: the model learns length."""
     if facts.findings.get("length-bias") not in ("warn", "fatal") or facts.chosen_length is None or facts.rejected_length is None:
         return
-    if {"ld-dpo", "r-dpo", "simpo", "length-normalised-dpo"} & {*facts.terms}:
+    if "r-dpo" in facts.terms:
         return
     lengths = f"chosen replies have {facts.chosen_length:.0f} tokens and rejected ones {facts.rejected_length:.0f}"
-    of_pairs = "objective.name: {}; or " if facts.paired else ""
     balance = "`likelier fix --do balance-length`"
     if facts.chosen_length > facts.rejected_length:
         reason = f"The audit found a length bias, and {lengths}: the model will learn to write more, whatever it says."
-        yield Advice("length-bias", Weight.WARNING, reason, of_pairs.format("ld-dpo, r-dpo or simpo") + balance)
+        yield Advice("length-bias", Weight.WARNING, reason, f"{balance}; or objective.name: r-dpo" if facts.paired else balance)
     else:
         reason = f"The audit found that the shorter reply wins ({lengths}). If brevity is not part of the lesson, it will be learnt all the same."
-        yield Advice("length-bias", Weight.REMARK, reason, of_pairs.format("ld-dpo or simpo") + balance)
+        yield Advice("length-bias", Weight.REMARK, reason, balance)
 
 
 def one_kind(facts: Facts) -> Iterator[Advice]:

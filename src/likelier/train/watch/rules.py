@@ -198,7 +198,7 @@ def length_drift(history: History) -> Iterator[Symptom]:
     evidence += f"; {unended[1]} of {len(after)} reach the limit, {unended[0]} did." if any(unended) else "."
     endless = unended[1] - unended[0] >= max(2, limits.MORE_OFTEN * len(after))
     if endless or new >= max(limits.LENGTH_RISE * old, old + limits.LENGTH_TOKENS):
-        mend = "does the longer reply win (likelier audit)? likelier fix --do balance-length; objective.name: ld-dpo, r-dpo or length-normalised-dpo"
+        mend = "does the longer reply win (likelier audit)? likelier fix --do balance-length; objective.name: r-dpo"
         yield Symptom("length-drift", "Replies become longer", "warn", evidence, mend)
     elif new < old and new <= limits.LENGTH_FALL * old:
         mend = f"{LOWER_RATE}; does the shorter reply always win (likelier audit)?"
