@@ -2,9 +2,9 @@
 
     python studies/length_bias.py [FOLDER] [--page docs/studies/length-bias.md]
 
-The embedded model replies four times to each of 120 shipped questions, at temperature 1; the longest reply that ended is chosen and the shortest
+The embedded model replies four times to each of 80 shipped questions, at temperature 1; the longest reply that ended is chosen and the shortest
 rejected. Nothing but length tells the sides apart on average. DPO, length-normalised DPO, LD-DPO and R-DPO on these pairs, and what each of them did
-to the end token, at which length is decided. About 22 minutes on two quiet cores, six of them for the replies.
+to the end token, at which length is decided. About 15 minutes on two quiet cores, four of them for the replies.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from likelier.records import Message, Pair
 from likelier.rundir import RunDir
 from likelier.subject import Who, find_subject
 
-PROMPTS, REPLIES, LIMIT = 120, 4, 128
+PROMPTS, REPLIES, LIMIT = 80, 4, 128
 AT_LEAST = 1.2
 """The longest reply is this many times as long as the shortest, else the prompt is left out."""
 
@@ -40,7 +40,7 @@ RUNS = {
     "r-dpo": {"name": "r-dpo", "beta": 0.1, "length_penalty": 0.05},
 }
 
-TRAIN = {"max_steps": 16, "epochs": 8, "pairs_per_step": 16, "eval_every": 0}
+TRAIN = {"max_steps": 12, "epochs": 8, "pairs_per_step": 16, "eval_every": 0}
 
 
 def own_pairs(study: Study) -> list[Pair]:
@@ -85,9 +85,9 @@ def main() -> None:
     if not path.is_file():
         write_pairs(path, own_pairs(study))
     pairs = list(read_pairs(path))
-    settings = {"data": {"train": [str(path)], "eval": [], "eval_fraction": 0.25}, "train": TRAIN, "eval": {"max_new_tokens": 256}}
+    settings = {"data": {"train": [str(path)], "eval": [], "eval_fraction": 0.3}, "train": TRAIN, "eval": {"max_new_tokens": 192}}
     runs = {name: study.run(name, settings, {"objective": objective}) for name, objective in RUNS.items()}
-    figure, (accuracy, length) = panels(2, titles=["training accuracy", "words a reply, median of 16"], xlabel="")
+    figure, (accuracy, length) = panels(2, titles=["training accuracy", "words a reply, median"], xlabel="")
     accuracy.set_xlabel("step", color=GREY, fontsize=9)
     for i, (name, run) in enumerate(runs.items()):
         curve(accuracy, run, "accuracy", label=name, color=COLORS[i])
@@ -103,7 +103,7 @@ def main() -> None:
             limit=LIMIT,
             audit=table(("verdict", "check", "what it says"), [(str(f.verdict), f.check, f.summary.replace("|", "/")) for f in flagged]),
             table=table_of(runs),
-            note=NOTE,
+            note=NOTE.replace("16", str(sum(1 for _ in runs["dpo"].read_samples()))),
             ends=table(
                 ("run", "end of chosen", "end of rejected", "a token of chosen", "a token of rejected"),
                 [(name, *end_tokens(run, pairs)) for name, run in runs.items()],
@@ -118,8 +118,8 @@ TEXT = """# Length by itself
     python studies/length_bias.py --page docs/studies/length-bias.md
 
 makes this page: SmolLM2-135M-Instruct replies {replies} times to each of {prompts} shipped questions (`facts`), at temperature 1 and up to {limit}
-tokens. Of the replies that ended, the longest is chosen and the shortest rejected: {pairs} pairs in which length alone decides, a quarter of them
-held out. 16 steps of 16 pairs, LoRA, two CPU cores. β is 0.1, for `length-normalised-dpo`, whose rewards are a token, 5; LD-DPO leaves out what
+tokens. Of the replies that ended, the longest is chosen and the shortest rejected: {pairs} pairs in which length alone decides, three tenths of them
+held out. 12 steps of 16 pairs, LoRA, two CPU cores. β is 0.1, for `length-normalised-dpo`, whose rewards are a token, 5; LD-DPO leaves out what
 stands beyond the shorter reply's length; R-DPO's length penalty is 0.05 a token.
 
 Expected: the audit flags these pairs; DPO makes replies longer; the other three, which were made against length bias, do so less.
@@ -132,7 +132,8 @@ Expected: the audit flags these pairs; DPO makes replies longer; the other three
 
 {table}
 
-{note} Here replies may have 256 tokens, and accuracy is the share of held-out pairs whose longer reply has the higher reward.
+{note}
+Here replies may have 192 tokens, and accuracy is the share of held-out pairs whose longer reply has the higher reward.
 
 Where a reply ends is decided at one token. What training did to it, over all pairs: mean log π/π_ref in nats, of the end token and of a token before
 it.
