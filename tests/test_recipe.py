@@ -70,6 +70,7 @@ FULL = {
         "bf16_weights": "stochastic-rounding",
         "precision": "bf16",
         "gradient_checkpointing": True,
+        "fsdp": True,
         "seed": 5,
         "eval_every": 7,
         "patience": 2,
@@ -320,7 +321,7 @@ def test_a_recipe_does_not_change():
 
 
 def test_the_fingerprint_is_of_what_shapes_the_training_and_nothing_else():
-    memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing", "max_skipped_steps")}
+    memory = {name: FULL["train"][name] for name in ("tokens_per_batch", "gradient_checkpointing", "fsdp", "max_skipped_steps")}
     base = parse_recipe(LEAST, where="")
     unread = {section: FULL[section] for section in ("eval", "log", "audit")}
     ignored = parse_recipe({**LEAST, **unread, "out": "elsewhere", "train": memory}, where="")

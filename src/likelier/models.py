@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from likelier.adapters import (
     REFERENCE,
@@ -233,15 +234,20 @@ def fingerprint(model: nn.Module) -> str:
 
 def base_fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over name, shape and fp32 value of every weight but the adapters': the same for a base alone and under LoRA, in whatever
-    type its numbers are held. Of packed weights the packed bytes count, and what unpacks them."""
+    type its numbers are held. Of packed weights the packed bytes count, and what unpacks them; of a divided one (train/sharding.py) what is here."""
     belongs = belongs_to_adapter(model)
     weights = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not belongs(name)}
 
     def digest_one(item: tuple[str, torch.Tensor]) -> bytes:
-        return digest(item[0], item[1].detach().to("cpu", torch.float32).contiguous().numpy())
+        return digest(item[0], here(item[1]).detach().to("cpu", torch.float32).contiguous().numpy())
 
     with ThreadPoolExecutor() as pool:
         return fingerprint_of(dict(zip(weights, pool.map(digest_one, weights.items()), strict=True)))
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of it that this process holds: all of it, unless it is a DTensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _base_name(name: str) -> str:

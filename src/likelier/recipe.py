@@ -169,6 +169,8 @@ class TrainSettings(Section):
     """Arithmetic of the forward and backward pass. auto: bf16 where the processor is fast at it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    fsdp: bool = False
+    """Several processes (docs/distributed.md): each holds a part of the weights, their gradients and the optimizer's moments, not all of them."""
     seed: int = 0
     """Seed of the data order and of the adapter's initial weights."""
     eval_every: CountOrZero = 10
@@ -238,7 +240,7 @@ class LogSettings(Section):
 
 NOT_SHAPING: Any = {
     **dict.fromkeys(("out", "eval", "log", "audit"), True),
-    "train": {"tokens_per_batch", "gradient_checkpointing", "max_skipped_steps"},
+    "train": {"tokens_per_batch", "gradient_checkpointing", "fsdp", "max_skipped_steps"},
 }
 """Settings under which a run may go on although they have changed."""
 

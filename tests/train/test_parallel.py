@@ -5,7 +5,7 @@ import random
 import signal
 import socket
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,11 @@ import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
+from likelier.logprobs.scorer import DTYPES
+from likelier.models import here
 from likelier.rundir import RunDir
 from likelier.train.parallel import ALONE, Ranks, ranks_of_torchrun
+from likelier.train.sharding import whole
 from likelier.train.stop import Stop
 from tests.train.children import begin, ended, hold_after_step, hold_before_naming, step_saved, wait_for
 from tests.train.conftest import changed
@@ -23,32 +26,38 @@ SAME = ("kind", "step", "pairs", "learning_rate")
 ALIKE = ("loss", "margin", "chosen_reward", "rejected_logp", "grad_norm")
 
 
-def as_rank(rank: int, size: int, port: int, out: str, hold: Path | None, pause: int) -> None:
-    """What torchrun does for one process; the leader keeps the gradient of its first step, and waits where it is to be killed."""
+def as_rank(rank: int, size: int, port: int, out: str, hold: Path | None, pause: int, wide: bool) -> None:
+    """What torchrun does for one process; the leader keeps the gradient of its first step, and waits where it is to be killed. `wide`: in fp64."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if rank:
-        return
-    clip, gradients = torch.nn.utils.clip_grad_norm_, Path(f"{out}.gradients")
+    clip, kept = torch.nn.utils.clip_grad_norm_, Path(f"{out}.gradients")
+    steps = count()
 
     def keep_and_clip(parameters, norm):
-        if not gradients.exists():
-            save_file({str(i): parameter.grad for i, parameter in enumerate(parameters) if parameter.grad is not None}, gradients)
+        if next(steps) == 0:
+            gradients = {str(i): whole(parameter.grad) for i, parameter in enumerate(parameters) if parameter.grad is not None}
+            Path(f"{out}.{rank}.held").write_text(str(sum(here(parameter).numel() for parameter in parameters)))
+            if rank == 0:
+                save_file(gradients, kept)
         return clip(parameters, norm)
 
     torch.nn.utils.clip_grad_norm_ = keep_and_clip
+    if wide:
+        DTYPES["fp32"] = torch.float64
+    if rank:
+        return
     if hold:
         hold_before_naming(hold)
     hold_after_step(out, pause)
 
 
-def start_ranks(recipe, size: int, *, hold: Path | None = None, pause: int = 0):
+def start_ranks(recipe, size: int, *, hold: Path | None = None, pause: int = 0, wide: bool = False):
     """`likelier train` as so many ranks. The leader waits before it names a checkpoint `hold`, or after step `pause` for a file OUT.go."""
     path = Path(f"{recipe.out}.yaml")
     path.write_text(recipe.to_yaml())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    befores = [partial(as_rank, rank, size, port, recipe.out, hold, pause) for rank in range(size)]
+    befores = [partial(as_rank, rank, size, port, recipe.out, hold, pause, wide) for rank in range(size)]
     words = ["train", str(path), "--no-report"]
     return [begin(words, f"{recipe.out}.{rank}.log", before) for rank, before in enumerate(befores)]
 
@@ -57,8 +66,8 @@ def said(recipe, rank: int = 0) -> str:
     return Path(f"{recipe.out}.{rank}.log").read_text()
 
 
-def trained(recipe, size: int) -> RunDir:
-    children = start_ranks(recipe, size)
+def trained(recipe, size: int, **options) -> RunDir:
+    children = start_ranks(recipe, size, **options)
     codes = [ended(child) for child in children]
     assert codes == [0] * size, said(recipe, next((rank for rank, code in enumerate(codes) if code), 0))
     return RunDir(recipe.out)
@@ -70,6 +79,13 @@ def short(recipe, **settings):
 
 def gradient(run: RunDir) -> torch.Tensor:
     return torch.cat([value.flatten() for _, value in sorted(load_file(f"{run.path}.gradients").items())])
+
+
+def distance(run: RunDir, truth: RunDir) -> float:
+    """How far the gradient of its first step is from the true one, relative to that."""
+    wanted = gradient(truth)
+    assert wanted.norm() > 0
+    return float((gradient(run) - wanted).norm() / wanted.norm())
 
 
 def assert_as_one(run: RunDir, one: RunDir) -> None:
@@ -96,8 +112,11 @@ def scored_sequences(cache: Path) -> list[bytes]:
         ({"train": {"method": "full"}}, (2,)),
         ({"objective": {"name": "kto"}}, (2,)),
         ({"objective": {"name": "aot"}}, (2,)),
+        ({"train": {"method": "lora", "fsdp": True}}, (2,)),
+        ({"train": {"method": "full", "fsdp": True}}, (2, 4)),
+        ({"train": {"method": "full", "fsdp": True, "gradient_checkpointing": True}, "objective": {"name": "kto"}}, (2,)),
     ],
-    ids=["lora", "full", "kto", "aot"],
+    ids=["lora", "full", "kto", "aot", "fsdp-lora", "fsdp-full", "fsdp-recomputed-kto"],
 )
 def test_many_ranks_train_as_one(recipe, settings, sizes, tmp_path, monkeypatch):
     recipe = changed(short(recipe), **settings)
@@ -105,19 +124,42 @@ def test_many_ranks_train_as_one(recipe, settings, sizes, tmp_path, monkeypatch)
     for size in (1, *sizes):
         monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / f"cache-{size}"))
         runs[size] = trained(changed(recipe, out=f"{recipe.out}-{size}"), size)
-    one, truth = runs.pop(1), gradient(RunDir(f"{recipe.out}-1"))
-    assert truth.norm() > 0
+    one = runs.pop(1)
     for size, run in runs.items():
-        assert (gradient(run) - truth).norm() / truth.norm() < 1e-5, "fp32: two cuts of one process differ as much"
+        assert distance(run, one) < 1e-5, "fp32: two cuts of one process differ as much"
         assert_as_one(run, one)
+        held = [int(Path(f"{run.path}.{rank}.held").read_text()) for rank in range(size)]
+        assert len({*held}) == 1 if not recipe.train.fsdp or recipe.train.method == "lora" else sum(held) == gradient(one).numel(), "parts"
         assert run.read_manifest()["reference"] == one.read_manifest()["reference"]
         keys = scored_sequences(tmp_path / f"cache-{size}")
         assert len(keys) == len({*keys}) == one.read_manifest()["reference"]["computed"], "each is scored by one rank"
         assert "Traceback" not in said(changed(recipe, out=str(run.path)), size - 1)
 
 
-def test_a_killed_rank_ends_the_run_and_another_number_of_ranks_goes_on(recipe):
-    recipe = short(recipe, max_steps=6)
+def test_in_wider_numbers_the_gradient_is_that_of_one_process(recipe):
+    """What differs in fp32 is rounding: with a model in fp64 it is gone, but for that of the log-softmax, the masters and their sum."""
+    recipe = short(recipe, method="full", max_steps=1, eval_every=0)
+    runs = {size: trained(changed(recipe, out=f"{recipe.out}-{size}"), size, wide=True) for size in (1, 2, 4)}
+    assert distance(runs[2], runs[1]) < 2e-7
+    assert distance(runs[4], runs[1]) < 2e-7
+
+
+def test_parts_in_bf16_are_trained_in_fp32(recipe):
+    recipe = short(recipe, method="full", precision="bf16", max_steps=2)
+    one, parts = (trained(changed(recipe, out=f"{recipe.out}-{size}", train={"fsdp": size > 1}), size) for size in (1, 2))
+    losses, wanted = ([row["loss"] for row in run.read_metrics("train")] for run in (parts, one))
+    assert losses == pytest.approx(wanted, rel=1e-2)
+    for run in (parts, one):
+        weights = load_file(next(run.model.glob("*.safetensors")))
+        assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert (parts.model / "config.json").read_text() == (one.model / "config.json").read_text()
+    assert parts.read_manifest()["model"] == one.read_manifest()["model"]
+    assert parts.read_manifest()["reference"]["computed"] == 0, "the reference's numbers are those of one process, and were there"
+
+
+@pytest.mark.parametrize("settings, afterwards", [({}, 4), ({"method": "full", "fsdp": True}, 4), ({"method": "full", "fsdp": True}, 1)])
+def test_a_killed_rank_ends_the_run_and_another_number_of_ranks_goes_on(recipe, settings, afterwards):
+    recipe = short(recipe, max_steps=6, **settings)
     one = trained(changed(recipe, out=f"{recipe.out}-whole"), 1)
     run = RunDir(recipe.out)
     leader, other = start_ranks(recipe, 2, hold=run.checkpoints / "step-000004")
@@ -126,7 +168,7 @@ def test_a_killed_rank_ends_the_run_and_another_number_of_ranks_goes_on(recipe):
     assert ended(other) == -signal.SIGKILL
     leader.kill()  # as torchrun does when one of its processes has died
     ended(leader)
-    assert trained(recipe, 4).read_manifest()["outcome"]["steps"] == 6
+    assert trained(recipe, afterwards).read_manifest()["outcome"]["steps"] == 6
     assert_as_one(run, one)
 
 

@@ -79,7 +79,8 @@ def generate(
         half = len(batch) // 2
         return write(batch[:half]) + write(batch[half:])
 
-    with _ready(causal_lm), torch.inference_mode(), torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    # Not inference mode: FSDP keeps the tensors that it gathers weights into, and training could not use them.
+    with _ready(causal_lm), torch.no_grad(), torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in _batches(prompts, max_new_tokens, tokens_per_batch):
             fresh = {i: reply_of(ids, tokenizer, end_token_id) for i, ids in zip(batch, write(batch), strict=True)}
             replies |= fresh

@@ -79,7 +79,8 @@ def score_all_examples(
     A batch that does not fit into memory is split; one example that does not fit alone raises ModelError.
     """
     for batch in cut_examples(examples, tokens_per_batch):
-        yield from or_halves(batch, partial(score_examples, policy, reference, point=point, collisions=collisions), tokens=len)
+        score = partial(score_examples, policy, reference, point=point, collisions=collisions)
+        yield from or_halves(batch, score, tokens=len, may_halve=not policy.is_divided)
 
 
 def log_ratios(

@@ -58,6 +58,9 @@ class Scorer:
         self.precision = precision
         self.pad_id = pad_id
         self.last_tokens = 0  # tokens that the last batch put through the model
+        self.before_batch: Callable[[], object] = lambda: None
+        self._call: Callable[[Callable[[], Any]], Any] = lambda function: function()
+        self.is_divided = False
         if engine != "plain":
             self._decoder, self._head = _body_and_head(model)
         if engine == "nodes":
@@ -67,6 +70,10 @@ class Scorer:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def divided(self, call: Callable[[Callable[[], Any]], Any]) -> None:
+        """From here on each rank holds a part of the model (train/sharding.py), and a function that reads the weights is called by `call`."""
+        self._call, self.is_divided = call, True
 
     def unchanged_weights(self) -> AbstractContextManager[Any]:
         """Entered around several batches between two optimizer steps: autocast then casts each weight once, not once a batch."""
@@ -81,6 +88,7 @@ class Scorer:
 
     def score(self, sequences: Sequence[PromptResponse], *, collisions: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """`token_logps`, and where `collisions` are asked for log Σ_v π(v)² at the same tokens, without gradient (`head.collision_logps`)."""
+        self.before_batch()
         with self._autocast(self.precision == "bf16"):
             if self.engine == "plain":
                 self.last_tokens = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences)
@@ -88,9 +96,13 @@ class Scorer:
                     return plain_scores(self.model, sequences, pad_id=self.pad_id, collisions=collisions)
             tree = build_tree(sequences).to(self.device)
             self.last_tokens = len(tree)
-            hidden_ED, weight_VD, bias_V = self._head_factors(tree)
-            logps_E = token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
-            collisions_E = collision_logps(hidden_ED, weight_VD, bias_V=bias_V) if collisions else None
+
+            def edges() -> tuple[Tensor, Tensor | None]:
+                hidden_ED, weight_VD, bias_V = self._head_factors(tree)
+                logps_E = token_logps(hidden_ED, weight_VD, tree.targets_E, bias_V=bias_V)
+                return logps_E, collision_logps(hidden_ED, weight_VD, bias_V=bias_V) if collisions else None
+
+            logps_E, collisions_E = self._call(edges)
         return [logps_E[edges] for edges in tree.edges_S], [] if collisions_E is None else [collisions_E[edges] for edges in tree.edges_S]
 
     @torch.no_grad()
@@ -128,24 +140,27 @@ class Scorer:
             return [values.cpu() for values in self.token_logps([sequences[i] for i in batch])]
 
         for batch in cut_into_batches([[sequence] for sequence in sequences], tokens_per_batch):
-            yield from or_halves(batch, score, tokens=lambda i: len(sequences[i].prompt_ids) + len(sequences[i].response_ids))
+            tokens = lambda i: len(sequences[i].prompt_ids) + len(sequences[i].response_ids)  # noqa: E731
+            yield from or_halves(batch, score, tokens=tokens, may_halve=not self.is_divided)
 
 
-def or_halves(batch: list[Unit], score: Callable[[list[Unit]], Scored], *, tokens: Callable[[Unit], int]) -> Iterator[tuple[list[Unit], Scored]]:
+def or_halves(
+    batch: list[Unit], score: Callable[[list[Unit]], Scored], *, tokens: Callable[[Unit], int], may_halve: bool = True
+) -> Iterator[tuple[list[Unit], Scored]]:
     """`batch` and what `score` makes of it; where it does not fit into memory its two halves, and so on. Raises ModelError where one unit does not
-    fit alone, whose longest sequence has `tokens`."""
+    fit alone, whose longest sequence has `tokens`, and what the allocator raised where the batch must not be halved."""
     try:
         scored = [score(batch)]
     except (RuntimeError, MemoryError) as problem:
-        if not lacks_memory(problem):
+        if not (lacks_memory(problem) and may_halve):
             raise
         scored = []
     if scored:
         yield batch, scored[0]
     elif len(batch) > 1:
         half = len(batch) // 2
-        yield from or_halves(batch[:half], score, tokens=tokens)
-        yield from or_halves(batch[half:], score, tokens=tokens)
+        for part in (batch[:half], batch[half:]):
+            yield from or_halves(part, score, tokens=tokens)
     else:
         length = tokens(batch[0])
         raise ModelError(f"not enough memory to score one sequence of {length} tokens. Lower data.max_length or take a smaller model.")

@@ -3,6 +3,8 @@
     checkpoints/step-000040/   weights.safetensors (what is trained, as its optimizer holds it), optimizer.safetensors, state.json
     checkpoints/best-000030/   weights.safetensors, state.json of the best held-out evaluation
 
+Where ranks hold a model in parts each writes its own, shard-RANK-*.safetensors in place of these. Any number of ranks reads either.
+
 A checkpoint is written beside and renamed: there is a whole one or none, and what it names as the best stays until a later checkpoint is whole.
 The frozen weights and the reference are not in it; they are named by their fingerprint. Nothing is pickled.
 """
@@ -16,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from likelier.errors import RunError
 from likelier.rundir import writing
 from likelier.train.master import MasterWeights
 from likelier.train.optimizer import restore_state, state_tensors
+from likelier.train.parallel import ALONE, Ranks
+from likelier.train.sharding import read_parts, write_parts
 
 RNG = "rng"
 
@@ -42,18 +47,22 @@ class State:
     first_loss_expected: float | None = None
 
 
-def save(folder: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write checkpoints/step-N, then drop older ones. Raises RunError, leaving earlier checkpoints whole, if the disk does not take it."""
+def save(folder: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, state: State, ranks: Ranks = ALONE) -> None:
+    """Write checkpoints/step-N, then drop older ones. Raises RunError, leaving earlier checkpoints whole, if the disk does not take it. All `ranks`
+    call this."""
     tensors: dict[str, Tensor] = {RNG: torch.get_rng_state(), **state_tensors(weights, optimizer)}
     target = folder / f"step-{state.step:06d}"
-    _write(target, {"weights": weights.by_name, "optimizer": tensors}, state)
-    sweep(folder)
+    _write(target, {"weights": weights.by_name, "optimizer": tensors}, state, ranks)
+    if ranks.leads:
+        sweep(folder)
 
 
-def save_best(folder: Path, weights: MasterWeights, state: State) -> None:
-    """Write checkpoints/best-N. The one before stays if the newest checkpoint names it: a run resumed there may not find a better one."""
-    _write(best(folder, state), {"weights": weights.by_name}, state)
-    sweep(folder, best(folder, state))
+def save_best(folder: Path, weights: MasterWeights, state: State, ranks: Ranks = ALONE) -> None:
+    """Write checkpoints/best-N. The one before stays if the newest checkpoint names it: a run resumed there may not find a better one. All `ranks`
+    call this."""
+    _write(best(folder, state), {"weights": weights.by_name}, state, ranks)
+    if ranks.leads:
+        sweep(folder, best(folder, state))
 
 
 def best(folder: Path, state: State) -> Path:
@@ -68,9 +77,8 @@ def latest(folder: Path) -> Path | None:
 
 def restore(checkpoint: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer) -> State:
     """Put model, optimizer and random numbers back to where they were. Raises RunError for a checkpoint that does not fit the model."""
-    load_weights(checkpoint, weights.by_name)
+    tensors = load_weights(checkpoint, weights.by_name)
     weights.publish()
-    tensors = load_file(checkpoint / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop(RNG))
     restore_state(weights, optimizer, tensors)
     return _read_state(checkpoint)
@@ -81,30 +89,42 @@ def _read_state(checkpoint: Path) -> State:
 
 
 @torch.no_grad()
-def load_weights(checkpoint: Path, wanted: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's trained weights into `wanted`, rounding where that asks for it. Raises RunError where names or shapes differ."""
-    saved = load_file(checkpoint / "weights.safetensors")
+def load_weights(checkpoint: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy a checkpoint's trained weights into `wanted`, rounding where that asks for it. Returns its other tensors: the optimizer's state, where it
+    has one. Raises RunError where names or shapes differ."""
+    tensors = read_parts(checkpoint, wanted)
+    saved = {name: tensors.pop(name) for name in [*tensors] if "/" not in name and name != RNG}
     if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in wanted.items()}:
         raise RunError(f"{checkpoint}: this checkpoint is of another model or adapter. Start afresh with --fresh, or in another folder.")
     for name, tensor in wanted.items():
         tensor.copy_(saved[name])
+    return tensors
 
 
-def _write(target: Path, files: dict[str, Mapping[str, Tensor]], state: State) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+def _write(target: Path, files: dict[str, Mapping[str, Tensor]], state: State, ranks: Ranks) -> None:
+    """The leader writes, or where there are parts all ranks do; none goes on before the checkpoint has its name."""
+    temporary = target.with_name(f".{target.name}.{ranks.gather(os.getpid())[0]}")
+    tensors = {key: value.detach() for file in files.values() for key, value in file.items()}
+    divided = any(isinstance(value, DTensor) for value in tensors.values())
     try:
         with writing(target):
-            temporary.mkdir(parents=True)
-            for name, tensors in files.items():
-                save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
-            (temporary / "state.json").write_text(json.dumps(asdict(state)))
-            for path in temporary.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            temporary.rename(target)
+            if ranks.leads:
+                temporary.mkdir(parents=True)
+            if divided:
+                ranks.wait()
+                write_parts(temporary, tensors)
+            if ranks.leads:
+                for name, keys in files.items() if not divided else ():
+                    save_file({key: tensors[key].contiguous() for key in keys}, temporary / f"{name}.safetensors")
+                (temporary / "state.json").write_text(json.dumps(asdict(state)))
+                for path in temporary.iterdir():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                temporary.rename(target)
     except RunError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    ranks.wait()
 
 
 def sweep(folder: Path, *also_kept: Path) -> None:

@@ -27,6 +27,7 @@ from likelier.train.optimizer import make_optimizer
 from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
+from likelier.train.sharding import whole
 from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
 from likelier.train.stop import NEVER, Stop
 from likelier.train.watch import Setup, Watch
@@ -65,8 +66,8 @@ def fit(
     watch.begin(state, training.order.steps)
 
     def evaluate() -> None:
-        if training.evaluate(held_out) and ranks.leads:
-            checkpoint.save_best(run.checkpoints, weights, state)
+        if training.evaluate(held_out):
+            checkpoint.save_best(run.checkpoints, weights, state, ranks)
 
     if state.evaluation_due:
         evaluate()
@@ -79,9 +80,7 @@ def fit(
             evaluate()
         stops = ranks.stop_together(stop)
         if stops or (training.due(settings.checkpoint_every) and state.step < training.order.steps):
-            if ranks.leads:
-                checkpoint.save(run.checkpoints, weights, training.optimizer, state)
-            ranks.wait()
+            checkpoint.save(run.checkpoints, weights, training.optimizer, state, ranks)
         if stops:
             stop.leave(f"at step {state.step} of {training.order.steps}")
     return state, training.ended
@@ -123,7 +122,7 @@ class Training:
         step = add_gradients(task, weights, taken, point=task.point(taken, state.point), first=first)
         if first:
             _check_first_loss(step, task.policy, state)
-        norm = torch.nn.utils.clip_grad_norm_(weights.parameters, self.settings.max_grad_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(weights.parameters, self.settings.max_grad_norm)).item()
         rate = learning_rate(state.step, self.order.steps, self.settings)
         state.step += 1
         if math.isfinite(norm) and math.isfinite(step.row["loss"] or 0.0):

@@ -22,6 +22,12 @@ PART = 2**20
 """Elements added at once: to add bf16 to fp32 torch makes an fp32 copy, which had better be small."""
 
 
+def originals_of(model: nn.Module, settings: ModelSettings) -> dict[str, Tensor] | None:
+    """What masters begin as: `models.original_weights`, None where no weight that is trained is rounded."""
+    rounded = any(parameter.dtype != torch.float32 for parameter in trainable(model).values())
+    return original_weights(settings) if rounded else None
+
+
 class MasterWeights:
     """The trainable weights of `model` in fp32, by name: itself where a weight is fp32 already (LoRA's, or a run in fp32), else the value in
     `originals` (`models.original_weights`), of which it is the rounding, or without that a widened copy. With `rounded_at_random` there is no
@@ -46,8 +52,7 @@ class MasterWeights:
         """Those of a model loaded by `settings`, whose files are read again where bf16 has rounded what is trained."""
         if bf16_weights == "stochastic-rounding":
             return cls(model, rounded_at_random=True)
-        rounded = any(parameter.dtype != torch.float32 for parameter in trainable(model).values())
-        return cls(model, original_weights(settings) if rounded else None)
+        return cls(model, originals_of(model, settings))
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -105,7 +105,8 @@ def state_tensors(weights: MasterWeights, optimizer: torch.optim.Optimizer) -> d
     tensors = {}
     for name, weight in weights.by_name.items():
         for moment, value in optimizer.state.get(weight, {}).items():
-            tensors[f"{name}/{moment}"] = value.clone() if isinstance(value, Tensor) and moment.startswith("qmap") else torch.as_tensor(value)
+            tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            tensors[f"{name}/{moment}"] = tensor.clone() if moment.startswith("qmap") else tensor
     return tensors
 
 

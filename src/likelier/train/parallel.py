@@ -16,10 +16,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from likelier.logprobs.reference import ReferenceValues, fill, key_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
+from likelier.train.sharding import in_step
 from likelier.train.stop import Stop
 
 Item = TypeVar("Item")
@@ -58,8 +60,10 @@ class Ranks:
         return found
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Put the sum over ranks into the place of each gradient. One that no rank has stays None, as it would in a single process."""
-        if self.size == 1:
+        """Put the sum over ranks into the place of each gradient. One that no rank has stays None, as it would in a single process. Of weights that
+        are divided among ranks FSDP has summed it."""
+        parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if self.size == 1 or not parameters:
             return
         device = parameters[0].device
         has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
@@ -113,7 +117,8 @@ def fill_together(
     held = ranks.gather([sequence in store for sequence in wanted])
     missing = [sequence for sequence, *has in zip(wanted, *held, strict=True) if not any(has)]
     mine = ranks.share(missing, lambda sequence: count_unique_tokens([sequence]))
-    fill(store, scorer, mine, tokens_per_batch=tokens_per_batch, on_progress=on_progress)
+    with in_step(scorer):
+        fill(store, scorer, mine, tokens_per_batch=tokens_per_batch, on_progress=on_progress)
     if ranks.size > 1:
         owners = [next((rank for rank, has in enumerate(known) if has), -1) for known in zip(*held, strict=True)]
         asked_for = [sequence for sequence, owner, *has in zip(wanted, owners, *held, strict=True) if owner == ranks.rank and not all(has)]

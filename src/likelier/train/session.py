@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from likelier.adapters import start_files
 from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
@@ -50,11 +52,12 @@ from likelier.train import checkpoint
 from likelier.train.folder import check_folder, clear, open_run
 from likelier.train.lock import sole_use
 from likelier.train.loop import fit
-from likelier.train.master import MasterWeights
+from likelier.train.master import MasterWeights, originals_of
 from likelier.train.order import ExampleOrder
 from likelier.train.outlook import announce
 from likelier.train.parallel import ALONE, Ranks, fill_together
 from likelier.train.progress import Progress
+from likelier.train.sharding import shard, whole_weights
 from likelier.train.step import refuse_unheeded, require_whole_steps
 from likelier.train.stop import Stop, heed_signals
 from likelier.train.trackers import require_trackers, tracked
@@ -81,23 +84,20 @@ class Prepared:
     policy: Scorer
     parity: Parity
     weights: str  # fingerprint of the reference's weights
+    numerics: dict[str, Any]  # what alters the reference's numbers beside its weights
     audit: dict[str, Any]  # what the manifest says about the audit of the training pairs
 
-    @property
-    def numerics(self) -> dict[str, Any]:
-        """What alters a reference's numbers beside its weights."""
-        return numerics_of(self.policy)
 
-
-def prepare(recipe: Recipe, show: Progress) -> Prepared:
-    """Check everything that can be checked before a run begins."""
+def prepare(recipe: Recipe, show: Progress, ranks: Ranks = ALONE) -> Prepared:
+    """Check everything that can be checked before a run begins. A model that `ranks` will divide among them is loaded on the CPU."""
     objective = make_objective(recipe.objective.name, **recipe.objective.given())
     check_names(recipe.audit)
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
     require_way(recipe, precision)
-    loaded = load_model(recipe.model, dtype=DTYPES[precision], device=device, in_four_bits=settings.method == "qlora")
+    held_on = torch.device("cpu") if divides(recipe, ranks) else device
+    loaded = load_model(recipe.model, dtype=DTYPES[precision], device=held_on, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
     for side in (train, held_out):
@@ -124,7 +124,12 @@ def prepare(recipe: Recipe, show: Progress) -> Prepared:
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
     policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
-    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, audit)
+    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, numerics_of(policy) | {"device": device.type}, audit)
+
+
+def divides(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether each rank will hold a part of the model."""
+    return recipe.train.fsdp and ranks.size > 1
 
 
 def probe_examples(examples: Sequence[Example]) -> list[Example]:
@@ -156,7 +161,7 @@ def _train(recipe: Recipe, show: Progress, stop: Stop, ranks: Ranks, *, fresh: b
     run = RunDir(recipe.out)
     if not ranks.leads:
         with ranks.leader_first():
-            prepared = prepare(recipe, show)
+            prepared = prepare(recipe, show, ranks)
         with heed_signals(stop):
             _carry_out(run, prepared, show, stop, ranks)
             stop.leave("when the model had been saved")
@@ -165,7 +170,7 @@ def _train(recipe: Recipe, show: Progress, stop: Stop, ranks: Ranks, *, fresh: b
     with sole_use(run):
         check_folder(run, recipe, fresh=fresh)
         with ranks.leader_first():
-            prepared = prepare(recipe, show)
+            prepared = prepare(recipe, show, ranks)
             if fresh:
                 clear(run)
             open_run(run, recipe, make_manifest(prepared))
@@ -191,6 +196,9 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, rank
     try:
         store = open_store(prepared, show) if prepared.objective.needs_reference else None
         announce(prepared, store, show)
+        if divides(recipe, ranks):
+            shard(policy, pick_device(), originals_of(policy.model, recipe.model))
+        held = fingerprint(policy.model) if policy.is_divided else prepared.weights
         if store is not None:
             with as_reference(policy.model):
                 computed = fill_together(store, policy, everything, ranks, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
@@ -200,42 +208,65 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, rank
         reference_seconds = time.perf_counter() - started
         masters = MasterWeights.of(policy.model, recipe.model, settings.bf16_weights)
         sides = prepared.train.examples, prepared.held_out.examples
-        watch = _watch(run, prepared, show) if ranks.leads else Unwatched()
+        watch = _watch(run, prepared, show, ranks)
         state, ending = fit(policy, store, *sides, prepared.objective, settings, run, show, masters, stop, watch, ranks)
     finally:
         show.close()
     unchanged = None
     if store is not None:
-        mine = store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == prepared.weights)
+        mine = store.digest(everything) == digest and (settings.method == "full" or fingerprint(policy.model) == held)
         unchanged = all(ranks.gather(mine))
+    _require_unchanged(run, unchanged, state, watch, ranks)
+    if state.best and (ranks.leads or policy.is_divided):
+        checkpoint.load_weights(checkpoint.best(run.checkpoints, state), trainable(policy.model))
+    model = _trained_model(prepared, ranks)
     if ranks.leads:
-        _save(run, prepared, watch, state, ending, unchanged, reference_seconds)
+        _save(run, prepared, model, state, ending, reference_seconds)
     ranks.wait()
 
 
-def _watch(run: RunDir, prepared: Prepared, show: Progress) -> Watch:
+def _watch(run: RunDir, prepared: Prepared, show: Progress, ranks: Ranks) -> Watch:
     recipe = prepared.recipe
     watched = WatchedPrompts(prepared.policy, prepared.loaded.tokenizer, prepared.held_out, recipe, end_token_id=prepared.policy.pad_id)
     prompts = run.read_manifest()["data"]["eval"]["prompts"]
-    return Watch(run, show, Setup(recipe.train, prepared.objective, recipe, prompts), watched)
+    setup = Setup(recipe.train, prepared.objective, recipe, prompts)
+    if ranks.leads:
+        return Watch(run, show, setup, watched)
+    return Unwatched(run, setup, watched if prepared.policy.is_divided else None)
 
 
-def _save(
-    run: RunDir, prepared: Prepared, watch: Watch, state: checkpoint.State, ending: str, unchanged: bool | None, reference_seconds: float
-) -> None:
-    """The best weights as the run's model, and what happened into its manifest."""
-    recipe, policy = prepared.recipe, prepared.policy
-    manifest = run.read_manifest()
-    if unchanged is not None:
-        manifest["reference"] |= {"unchanged": unchanged}
-    if unchanged is False:
-        watch.tell([reference_changed(state.step)])
-        write_json(run.manifest, manifest)
+def _require_unchanged(run: RunDir, unchanged: bool | None, state: checkpoint.State, watch: Watch, ranks: Ranks) -> None:
+    """Write down whether the reference is what it was; None: there is none. Raises TrainingStopped if it is not."""
+    if unchanged is None:
+        return
+    if ranks.leads:
+        if not unchanged:
+            watch.tell([reference_changed(state.step)])
+        manifest = run.read_manifest()
+        write_json(run.manifest, manifest | {"reference": manifest["reference"] | {"unchanged": unchanged}})
+    if not unchanged:
         raise TrainingStopped(
             "the reference changed during the run: its weights or stored values are not what they were. Nothing was saved as the model."
         )
-    if state.best:
-        checkpoint.load_weights(checkpoint.best(run.checkpoints, state), trainable(policy.model))
+
+
+def _trained_model(prepared: Prepared, ranks: Ranks) -> Any:
+    """What is to be saved: the model as it was trained or, where its trained weights are in parts, for the leader another that holds them whole."""
+    policy, recipe = prepared.policy, prepared.recipe
+    if not policy.is_divided or recipe.train.method != "full":
+        return policy.model
+    dtype = DTYPES[policy.precision]
+    weights = whole_weights(policy.model, dtype, keep=ranks.leads)
+    if not ranks.leads:
+        return None
+    model = load_model(recipe.model, dtype=dtype, device=torch.device("cpu")).model
+    model.load_state_dict(weights)
+    return model
+
+
+def _save(run: RunDir, prepared: Prepared, model: Any, state: checkpoint.State, ending: str, reference_seconds: float) -> None:
+    """The best weights, which `model` has, as the run's model, and what happened into its manifest."""
+    recipe, manifest = prepared.recipe, run.read_manifest()
     outcome = {
         "steps": state.step,
         "stopped": ending,
@@ -249,7 +280,7 @@ def _save(
     manifest |= {"outcome": outcome}
     card = model_card(recipe, manifest, adapter=recipe.train.method != "full")
     notes = provenance_notes(manifest)
-    saved = save_trained(policy.model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
+    saved = save_trained(model, prepared.loaded.tokenizer, run.model, card=card, notes=notes)
     write_json(run.manifest, manifest | {"saved": saved})
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 

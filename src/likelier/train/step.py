@@ -28,6 +28,7 @@ from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
 from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
+from likelier.train.sharding import in_step
 from likelier.train.stop import NEVER, Stop
 from likelier.train.tally import Row, Tally
 
@@ -51,7 +52,8 @@ class Task:
             return moving
         assert self.reference is not None
         mine = self.ranks.share(mismatched(examples), lambda sequence: count_unique_tokens([sequence]))
-        ratios = log_ratios(self.policy, self.reference, mine, tokens_per_batch=self.tokens_per_batch, **options)
+        with in_step(self.policy):
+            ratios = log_ratios(self.policy, self.reference, mine, tokens_per_batch=self.tokens_per_batch, **options)
         return kl_point(list(chain.from_iterable(self.ranks.gather(ratios))))
 
     def share(self, examples: Sequence[Example]) -> list[Example]:
@@ -86,7 +88,7 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
     policy are counted, too, and how far this policy is from one.
 
     Where a batch does not fit into memory, the rank begins its share again in batches of half its size, and so do those that follow: the gradient is
-    the same. Raises what the allocator raised if a batch cannot be halved.
+    the same. Raises what the allocator raised if a batch cannot be halved, or where each rank holds a part of the model.
     """
     mine = task.share(examples)
     while True:
@@ -94,14 +96,15 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
         tally = Tally(task.objective, pairs=all_pairs(examples))
         step = Step()
         try:
-            with task.policy.unchanged_weights():
+            with task.policy.unchanged_weights(), in_step(task.policy, backward=True):
                 for failed in cut_step(mine, task.objective, task.tokens_per_batch):
                     _add_batch(task, weights, failed, _count(examples, task.objective), point, tally, step, first=first)
             break
         except (RuntimeError, MemoryError) as problem:
             half = count_unique_tokens(sequences_of(failed)) // 2
-            # One pair cannot be halved, nor can one that stands in the step twice.
-            if not lacks_memory(problem) or len(failed) < 2 or half >= task.tokens_per_batch or task.objective.couples_pairs:
+            # One pair cannot be halved, nor can one that stands in the step twice; and ranks that compute together cannot begin again one by one.
+            whole = len(failed) < 2 or half >= task.tokens_per_batch or task.objective.couples_pairs or task.policy.is_divided
+            if whole or not lacks_memory(problem):
                 raise
         weights.forget_gradients()
         if torch.cuda.is_available():
@@ -141,7 +144,8 @@ def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) ->
         point=point,
         collisions=task.objective.reads_collisions,
     )
-    scored = list(task.stop.until(batches))
+    with in_step(task.policy):
+        scored = list(task.stop.until(batches))
     if task.ranks.stop_together(task.stop):
         return None
     if task.objective.couples_pairs and scored:

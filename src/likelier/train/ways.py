@@ -24,6 +24,10 @@ def require_way(recipe: Recipe, precision: str) -> None:
             f"train.bf16_weights: {settings.bf16_weights} is for train.method: full in bf16. Here the method is {settings.method} and the precision "
             f"{precision}, and what is trained is held in fp32. Set train.method: full and train.precision: bf16, or leave train.bf16_weights out."
         )
+    refused = {"method": "qlora", "optimizer": "adamw-8bit", "bf16_weights": "stochastic-rounding"}
+    for name, value in refused.items() if settings.fsdp else ():
+        if getattr(settings, name) == value:
+            raise RecipeError(f"train.fsdp: with it train.{name} cannot be {value}: packed numbers are not divided. Leave one of the two out.")
     if settings.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
         raise ModelError("train.optimizer: adamw-8bit is bitsandbytes', which is not installed: pip install 'likelier[eight-bit]'")
 

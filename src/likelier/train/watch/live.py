@@ -87,19 +87,24 @@ class Watch:
 
 
 class Unwatched(Watch):
-    """What the ranks have that do not lead: nothing is written, shown or looked at."""
+    """What the ranks have that do not lead: nothing is written or shown. With `prompts` they compute what the leader does, which cannot compute
+    alone where each rank holds a part of the model."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, run: RunDir, setup: Setup, prompts: WatchedPrompts | None = None) -> None:
+        super().__init__(run, Progress(), setup, prompts)
 
     def begin(self, state: State, steps: int) -> None:
-        pass
+        self._steps = steps
+        if self._prompts and state.step:
+            self._prompts.remember(self._run.read_filmstrip())
+        elif self._prompts:
+            self._tried(self._prompts.first_replies)
 
     def log(self, row: dict[str, Any]) -> None:
         pass
 
-    def look(self, step: int) -> float | None:
-        return None
-
     def tell(self, symptoms: Sequence[Symptom]) -> None:
         pass
+
+    def _film(self, reply: Callable[[], list[dict[str, Any]]], write: Callable[[Path, list[dict[str, Any]]], None] = append_jsonl) -> None:
+        self._tried(reply)

@@ -1,0 +1,138 @@
+"""A model in parts: each rank holds its part of every layer, and a layer is whole only while it computes (FSDP2; Zhao et al. 2023, section 3).
+
+    torchrun --nproc-per-node 8 -m likelier train recipe.yaml --train.fsdp true
+
+Weights that are trained are in parts with their gradients and moments; an adapter is small and stays whole on every rank, its base is in parts. What
+is computed is what `parallel.py` says, whichever way the weights are held.
+
+A layer is gathered by all ranks or by none. So ranks go through as many batches as the one that has most of them (`in_step`).
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from likelier.adapters import belongs_to_adapter
+from likelier.errors import ModelError
+from likelier.logprobs.scorer import DTYPES, Scorer
+from likelier.logprobs.tree import PromptResponse
+from likelier.models import trainable
+
+
+def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] | None = None) -> None:
+    """Divide the model of `policy`, which all ranks hold alike, among them; from here on it computes on `device` and with all ranks at once.
+
+    What is trained of the base is held in fp32, as `originals` has it where that is given (train/master.py), and computes in the precision of
+    `policy`. Raises ModelError for a model that does not say which of its modules are its layers.
+    """
+    model: Any = policy.model
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    belongs = belongs_to_adapter(model)
+    adapter = {parameter for name, parameter in model.named_parameters() if belongs(name)}
+    for parameter in adapter:
+        parameter.data = parameter.data.to(device)
+    trained = {name: parameter for name, parameter in trainable(model).items() if parameter not in adapter}
+    for name, parameter in trained.items():
+        parameter.data = (parameter.data if originals is None else originals[name]).to(torch.float32)
+    policy_of_types = MixedPrecisionPolicy(
+        param_dtype=DTYPES[policy.precision] if trained else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in (*_layers(causal_lm), causal_lm):
+        # Nothing stays gathered between two calls, not even the head: whoever looks at the weights finds the parts.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy_of_types, ignored_params=adapter)
+        module.set_gradient_divide_factor(1.0)  # gradients are summed over ranks
+        module.set_force_sum_reduction_for_comms(True)
+    causal_lm.call_gathered = MethodType(lambda _, function: function(), causal_lm)
+    register_fsdp_forward_method(causal_lm, "call_gathered")
+    policy.divided(causal_lm.call_gathered)
+
+
+def _layers(causal_lm: Any) -> list[Any]:
+    names = set(causal_lm._no_split_modules or ())
+    found = [module for module in causal_lm.modules() if type(module).__name__ in names]
+    if not found:
+        raise ModelError(f"train.fsdp: {type(causal_lm).__name__} does not name its layers (_no_split_modules), so that they cannot be divided.")
+    return found
+
+
+@contextmanager
+def in_step(policy: Scorer, *, backward: bool = False) -> Iterator[None]:
+    """Within it each rank scores as many batches as it likes, each followed by a backward pass or none of them. At its end who had fewer computes
+    along on one token, for a gradient of 0, until all are through. Nothing where each rank holds the whole model."""
+    if not policy.is_divided:
+        yield
+        return
+    policy.before_batch = partial(_any, True)
+    try:
+        yield
+    finally:
+        policy.before_batch = lambda: None
+    with torch.set_grad_enabled(backward):
+        while _any(False):
+            (values_L,) = policy.token_logps([PromptResponse((0,), (0,))])
+            if backward:
+                (values_L.sum() * 0).backward()
+
+
+def _any(mine: bool) -> bool:
+    """Whether any rank says so. All must ask."""
+    found = torch.tensor(int(mine), dtype=torch.int32)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it. All ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(model: nn.Module, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
+    """`model.state_dict()` in whole tensors of `dtype` on the CPU, for who is to `keep` them; empty for others. All ranks must ask. Tied weights stay
+    one tensor."""
+    found: dict[int, Tensor] = {}
+    state = model.state_dict(keep_vars=True)
+    for tensor in state.values():
+        if id(tensor) not in found:
+            gathered = whole(tensor.detach())
+            found[id(tensor)] = gathered.to("cpu", dtype) if keep else gathered.new_empty(0)
+    return {name: found[id(tensor)] for name, tensor in state.items()} if keep else {}
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Each rank writes its parts, the first the tensors that are whole, as safetensors that say where a part belongs. All ranks must call."""
+    try:
+        dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as problem:  # derived from BaseException
+        raise next(iter(problem.failures.values()))[0] from problem
+
+
+def read_parts(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of the safetensors files in `folder`, in parts or whole, written by any number of ranks. Those of a divided weight of that name,
+    and its moments, called `weight/moment`, come in the parts that this rank holds."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    found: dict[str, Any] = {}
+    for name, entry in entries.items():
+        weight, dtype = weights.get(name.rpartition("/")[0] or name), entry.properties.dtype
+        if isinstance(weight, DTensor) and weight.shape == entry.size:
+            found[name] = torch.empty_like(weight.detach(), dtype=dtype)
+        else:
+            found[name] = torch.empty(entry.size, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each rank reads for itself, knowingly
+        dcp.load(found, storage_reader=reader, no_dist=True)
+    return found
