@@ -22,7 +22,7 @@ forests = st.lists(st.builds(PromptResponse, some_ids, some_ids), min_size=1, ma
 def prefix_of_each_row(sequences, tree):
     """The tokens that each row of the tree stands after and for, found without the tree's nodes."""
     prefixes = {}
-    for (prompt_ids, response_ids), edges in zip(sequences, tree.edges_S, strict=True):
+    for (prompt_ids, response_ids), edges in zip(sequences, tree.by_sequence(torch.arange(len(tree.targets_E))), strict=True):
         for step, row in enumerate(tree.sources_E[edges].tolist()):
             whole = prompt_ids + response_ids[:step]
             for back in range(len(prompt_ids) if step == 0 else 1):
@@ -136,7 +136,7 @@ def test_pitfall_5_positions_without_a_mask_lose_the_prompt(architecture, tiny, 
     with torch.no_grad():
         logits = model(input_ids=tree.tokens_T[None], position_ids=tree.positions_T[None], use_cache=False).logits[0]
     values_E = logits.log_softmax(-1)[tree.sources_E, tree.targets_E]
-    values = torch.cat([values_E[edges] for edges in tree.edges_S])
+    values = torch.cat(tree.by_sequence(values_E))
     assert (values - truth(architecture)[0]).abs().max() > 0.05
 
 

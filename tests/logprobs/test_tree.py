@@ -20,6 +20,11 @@ def path_to(tree: Tree, row: int) -> list[int]:
     return [*rows, *range(node.start, row + 1)]
 
 
+def edges_of(tree):
+    """The edges that score the tokens of each sequence."""
+    return tree.by_sequence(torch.arange(len(tree.targets_E)))
+
+
 def prefixes(sequences):
     """Every distinct prefix: what a causal model computes separately, by definition."""
     whole = [s.prompt_ids + s.response_ids for s in sequences]
@@ -30,7 +35,7 @@ def prefixes(sequences):
 @settings(max_examples=100, deadline=None)
 def test_every_edge_reads_its_token_after_its_own_sequence(sequences):
     tree = build_tree(sequences)
-    for (prompt_ids, response_ids), edges in zip(sequences, tree.edges_S, strict=True):
+    for (prompt_ids, response_ids), edges in zip(sequences, edges_of(tree), strict=True):
         assert tree.targets_E[edges].tolist() == list(response_ids)
         for step, source in enumerate(tree.sources_E[edges].tolist()):
             walked = path_to(tree, source)
@@ -75,7 +80,7 @@ def test_nodes_are_maximal_runs_in_which_parents_come_first(sequences):
 def test_pitfall_6_first_tokens_leave_the_same_hidden_state():
     tree = build_tree([PromptResponse((5, 6, 7), (1, 2)), PromptResponse((5, 6, 7), (3,))])
     assert tree.tokens_T.tolist() == [5, 6, 7, 1]  # 2 and 3 are only ever targets
-    firsts = [int(edges[0]) for edges in tree.edges_S]
+    firsts = [int(edges[0]) for edges in edges_of(tree)]
     assert tree.sources_E[firsts].tolist() == [2, 2]
     assert tree.targets_E[firsts].tolist() == [1, 3]
 
@@ -84,8 +89,8 @@ def test_equal_sequences_are_scored_once():
     one = PromptResponse((1, 2), (3, 4, 5))
     tree = build_tree([one, PromptResponse((1, 2), (6,)), one, one])
     assert len(tree.targets_E) == 4
-    assert tree.edges_S[0].equal(tree.edges_S[2])
-    assert tree.edges_S[0].equal(tree.edges_S[3])
+    assert edges_of(tree)[0].equal(edges_of(tree)[2])
+    assert edges_of(tree)[0].equal(edges_of(tree)[3])
 
 
 def test_one_response_in_several_pairs_is_scored_once():
@@ -100,7 +105,7 @@ def test_a_response_that_is_the_beginning_of_another():
     longer, shorter = PromptResponse((1,), (2, 3, 4)), PromptResponse((1,), (2, 3))
     tree = build_tree([longer, shorter])
     assert tree.tokens_T.tolist() == [1, 2, 3]
-    assert tree.edges_S[0][:2].equal(tree.edges_S[1])
+    assert edges_of(tree)[0][:2].equal(edges_of(tree)[1])
     assert len(tree.nodes) == 1
 
 
@@ -108,7 +113,7 @@ def test_equal_tokens_under_another_boundary_share_their_edges():
     tree = build_tree([PromptResponse((1, 2), (3,)), PromptResponse((1,), (2, 3))])
     assert tree.tokens_T.tolist() == [1, 2]
     assert tree.targets_E.tolist() == [2, 3]
-    assert [edges.tolist() for edges in tree.edges_S] == [[1], [0, 1]]
+    assert [edges.tolist() for edges in edges_of(tree)] == [[1], [0, 1]]
 
 
 def test_order_of_the_sequences_changes_nothing():
@@ -116,7 +121,7 @@ def test_order_of_the_sequences_changes_nothing():
     forwards, backwards = build_tree(sequences), build_tree(sequences[::-1])
     assert forwards.tokens_T.equal(backwards.tokens_T)
     assert forwards.nodes == backwards.nodes
-    assert all(a.equal(b) for a, b in zip(forwards.edges_S, backwards.edges_S[::-1], strict=True))
+    assert all(a.equal(b) for a, b in zip(edges_of(forwards), edges_of(backwards)[::-1], strict=True))
 
 
 @pytest.mark.parametrize("empty", [PromptResponse((), (1,)), PromptResponse((1,), ()), PromptResponse((), ())])
@@ -129,7 +134,7 @@ def test_moving_a_tree_moves_all_its_tensors():
     tree = build_tree([PromptResponse((1, 2), (3, 4))])
     assert tree.to(torch.device("cpu")) is tree
     moved = tree.to(torch.device("meta"))
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)] + list(moved.edges_S)
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

@@ -83,6 +83,38 @@ def fails_at(monkeypatch, number, where):
     return calls
 
 
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+"""What a tensor on a GPU cannot answer before all work that was asked for is done."""
+
+
+@pytest.mark.parametrize("name", ["dpo", "ld-dpo", "simpo", "aot"])
+def test_nothing_in_a_step_waits_for_the_device(make_task, examples, monkeypatch, name):
+    task = make_task(name, budget=100_000 if name == "aot" else 100)
+    weights = MasterWeights(task.policy.model)
+    with monkeypatch.context() as patch:
+        for method in READS:
+            patch.setattr(torch.Tensor, method, lambda *_, method=method: pytest.fail(f"the step reads a tensor: {method}"))
+        step = add_gradients(task, weights, examples)
+        torch.nn.utils.clip_grad_norm_(weights.parameters, 1.0)
+    assert step.row["loss"] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA tells who waits")
+def test_on_cuda_nothing_in_a_step_waits(make_task, examples):
+    task = make_task()
+    task.policy.model.cuda()
+    weights = MasterWeights(task.policy.model)
+    add_gradients(task, weights, examples)
+    weights.forget_gradients()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step = add_gradients(task, weights, examples)
+        torch.nn.utils.clip_grad_norm_(weights.parameters, 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.row["loss"] > 0
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("number", range(1, 5))
 def test_out_of_memory_at_any_batch_leaves_the_gradient_as_it_is(make_task, examples, monkeypatch, number, where):

@@ -2,11 +2,13 @@
 
 Shape legend: B batch (always 1: a tree is one row), H query heads, G key/value heads, T tokens, D head width, N tokens of one node.
 
-Two ways to say the same thing:
+Ways to say the same thing:
 
-    node_attention   each node's queries against the keys and values of its path from the root, one `scaled_dot_product_attention` a node.
-                     Nothing that the mask would hide is ever computed. Registered with transformers' AttentionInterface.
+    NodeAttention    each node's queries against the keys and values of its path from the root: nothing that the mask would hide is ever
+                     computed. One kernel for all nodes on CUDA in 16 bits (logprobs/varlen.py), else one `scaled_dot_product_attention` a node.
     dense_masks      one (1, 1, T, T) mask for models or devices where the first does not serve; a dict of masks where layers differ.
+
+A third, FlexAttention, is in logprobs/flex.py. All but the masks reach a model as `tree_attention`, through transformers' AttentionInterface.
 
 Neither is trusted: the scorer compares the one it uses with the plain twin on a real batch before a run (see `scorer.choose_engine`).
 """
@@ -23,7 +25,9 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from likelier.errors import ModelError
-from likelier.logprobs.tree import Tree
+from likelier.logprobs import varlen
+from likelier.logprobs.flex import FlexAttention, ends_of_subtrees
+from likelier.logprobs.tree import Tree, moved
 
 NODE_ATTENTION = "likelier_node_attention"
 """Name under which transformers models find `node_attention`."""
@@ -40,9 +44,13 @@ class NodeAttention:
         self.paths = [(*node.ancestors, index) for index, node in enumerate(tree.nodes)]
         self._nodes = tree.nodes
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._packed: varlen.Paths | None = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
         """query (1, H, T, D), key and value (1, G, T, D) → (1, H, T, D); H is a multiple of G."""
+        if varlen.takes(query, value) and varlen.agrees(query.shape[1], key.shape[1], query.shape[3], window, query.dtype, query.device):
+            self._packed = self._packed or varlen.Paths(self._nodes, query.device)
+            return varlen.attend(query, key, value, self._packed, scale=scale, window=window)
         if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
             attended: Tensor = _FusedOnCPU.apply(query, key, value, self, scale, window)
             return attended
@@ -139,7 +147,7 @@ def node_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    tree_attention: NodeAttention | None = None,
+    tree_attention: NodeAttention | FlexAttention | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The signature that transformers calls. Dropout is off by design; what it cannot honour it refuses. Raises ModelError."""
@@ -171,12 +179,10 @@ def standard_attention(model: nn.Module) -> Iterator[None]:
 
 def dense_mask(tree: Tree, *, window: int | None = None) -> Tensor:
     """(1, 1, T, T) bool, true where row attends to column: the definition that every other attention here must equal."""
-    visible = torch.zeros(len(tree), len(tree), dtype=torch.bool)
-    for node in tree.nodes:
-        for start, stop in ((node.start, node.stop), *((tree.nodes[a].start, tree.nodes[a].stop) for a in node.ancestors)):
-            visible[node.start : node.stop, start:stop] = True
-    visible = visible.to(tree.tokens_T.device)
-    return (visible & _visible(tree.positions_T[:, None], tree.positions_T[None, :], window))[None, None]
+    (until_T,) = moved([torch.from_numpy(ends_of_subtrees(tree.nodes))], tree.tokens_T.device)
+    rows_T = torch.arange(len(tree), device=until_T.device)
+    below = (rows_T[None, :] <= rows_T[:, None]) & (rows_T[:, None] < until_T[None, :])
+    return (below & _visible(tree.positions_T[:, None], tree.positions_T[None, :], window))[None, None]
 
 
 def dense_masks(tree: Tree, config: Any) -> Tensor | dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from likelier.examples import Example, LabelledExample, PreferenceExample
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer, or_halves
-from likelier.logprobs.tree import PromptResponse, cut_into_batches
+from likelier.logprobs.tree import PromptResponse, cut_into_batches, moved
 from likelier.objectives import Logps, Objective, Responses
 
 
@@ -51,10 +51,10 @@ def score_examples(
     sequences = sequences_of(examples)
     good = [label for example in examples for label in _labels(example)]
     values, squares = policy.score(sequences, collisions=collisions)
-    known = [reference[sequence].to(policy.device) for sequence in sequences] if reference is not None else None
+    known = moved([reference[sequence] for sequence in sequences], policy.device) if reference is not None else None
     chosen, rejected = (_side([i for i, label in enumerate(good) if label == side], values, known, squares) for side in (True, False))
     margins = [example.margin or 0.0 for example in examples if isinstance(example, PreferenceExample)]
-    return Logps(chosen, rejected, torch.tensor(margins, device=policy.device) if any(margins) else None, point=point)
+    return Logps(chosen, rejected, moved([torch.tensor(margins)], policy.device)[0] if any(margins) else None, point=point)
 
 
 def in_order_of_losses(examples: Sequence[Example], objective: Objective) -> list[Example]:
@@ -120,7 +120,7 @@ def _labels(example: Example) -> tuple[bool, ...]:
 
 def _side(members: Sequence[int], policy: Sequence[Tensor], reference: Sequence[Tensor] | None, squares: Sequence[Tensor]) -> Responses:
     device = policy[0].device
-    lengths_B = torch.tensor([len(policy[i]) for i in members], dtype=torch.int64, device=device)
+    (lengths_B,) = moved([torch.tensor([len(policy[i]) for i in members], dtype=torch.int64)], device)
     policy_N, reference_N, collisions_N = (
         _joined([values[i] for i in members], device) if values else None for values in (policy, reference, squares)
     )

@@ -5,8 +5,9 @@ Shape legend: L tokens of one response, E scored edges of a tree.
 Engines, from fast to slow; the first that passes the parity probe serves the whole run:
 
     nodes   prefix tree, attention node by node      (logprobs/attention.py)
+    flex    prefix tree, FlexAttention; on CUDA      (logprobs/flex.py)
     mask    prefix tree, one dense mask              (any model that takes a 4D mask)
-    plain   padding, no sharing                      (any module; what the other two are compared with)
+    plain   padding, no sharing                      (any module; what the others are compared with)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
+from likelier.logprobs.flex import FlexAttention
 from likelier.logprobs.head import Logits, collision_logps, in_one_type, token_logps
 from likelier.logprobs.plain import plain_logits, plain_scores
 from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_batches
 
-Engine = Literal["nodes", "mask", "plain"]
+Engine = Literal["nodes", "flex", "mask", "plain"]
+TREE_ATTENTION: dict[Engine, Callable[[Tree], NodeAttention | FlexAttention]] = {"nodes": NodeAttention, "flex": FlexAttention}
 Precision = Literal["bf16", "fp32"]
 
 Unit = TypeVar("Unit")
@@ -63,7 +66,7 @@ class Scorer:
         self.is_divided = False
         if engine != "plain":
             self._decoder, self._head = _body_and_head(model)
-        if engine == "nodes":
+        if engine in TREE_ATTENTION:
             config: Any = model.config
             config._attn_implementation = NODE_ATTENTION
 
@@ -103,7 +106,7 @@ class Scorer:
                 return logps_E, collision_logps(hidden_ED, weight_VD, bias_V=bias_V) if collisions else None
 
             logps_E, collisions_E = self._call(edges)
-        return [logps_E[edges] for edges in tree.edges_S], [] if collisions_E is None else [collisions_E[edges] for edges in tree.edges_S]
+        return tree.by_sequence(logps_E), [] if collisions_E is None else tree.by_sequence(collisions_E)
 
     @torch.no_grad()
     def logits(self, sequences: Sequence[PromptResponse]) -> list[Logits]:
@@ -117,13 +120,13 @@ class Scorer:
                     return [Logits(rows_LV, None) for rows_LV in plain_logits(self.model, sequences, pad_id=self.pad_id)]
             tree = build_tree(sequences).to(self.device)
             hidden_ED, weight_VD, bias_V = in_one_type(*self._head_factors(tree))
-        return [Logits(hidden_ED[edges], weight_VD, bias_V) for edges in tree.edges_S]
+        return [Logits(hidden_LD, weight_VD, bias_V) for hidden_LD in tree.by_sequence(hidden_ED)]
 
     def _head_factors(self, tree: Tree) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the logits of the scored edges are the product of: hidden states, weight and bias."""
         options: dict[str, Any] = {"input_ids": tree.tokens_T[None], "position_ids": tree.positions_T[None], "use_cache": False}
-        if self.engine == "nodes":
-            hidden = self._decoder(**options, tree_attention=NodeAttention(tree))
+        if self.engine in TREE_ATTENTION:
+            hidden = self._decoder(**options, tree_attention=TREE_ATTENTION[self.engine](tree))
         else:
             with standard_attention(self.model):
                 hidden = self._decoder(**options, attention_mask=dense_masks(tree, self._decoder.config))
@@ -137,7 +140,8 @@ class Scorer:
         """
 
         def score(batch: list[int]) -> list[Tensor]:
-            return [values.cpu() for values in self.token_logps([sequences[i] for i in batch])]
+            found = self.token_logps([sequences[i] for i in batch])
+            return list(torch.cat(found).cpu().split([len(values) for values in found]))
 
         for batch in cut_into_batches([[sequence] for sequence in sequences], tokens_per_batch):
             tokens = lambda i: len(sequences[i].prompt_ids) + len(sequences[i].response_ids)  # noqa: E731
@@ -172,7 +176,7 @@ def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_
     Compared in fp32, whatever precision the run then uses: in bf16 rounding alone is as large as the faults that it looks for.
     """
     passed_over = []
-    candidates: tuple[Engine, ...] = ("nodes", "mask")
+    candidates: tuple[Engine, ...] = ("nodes", "flex", "mask") if next(model.parameters()).device.type == "cuda" else ("nodes", "mask")
     with torch.no_grad(), kept_attention(model), in_fp32(model):
         truth = torch.cat(Scorer(model, engine="plain", precision="fp32", pad_id=pad_id).token_logps(sequences))
         for engine in candidates:

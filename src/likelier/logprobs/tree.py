@@ -18,8 +18,8 @@ not run on it.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Tree:
     """A prefix tree laid out as one row without padding. Made by `build_tree`.
 
     Every index that the engine needs is decided here, once: attention reads `nodes`, the head reads `sources_E` and
-    `targets_E`, and the scorer reads `edges_S` to put each response's per-token values back in order.
+    `targets_E`, and the scorer reads `edges_N` to put each response's per-token values back in order (N: response tokens of all sequences).
     """
 
     tokens_T: Tensor  # int64 ids
@@ -57,7 +57,8 @@ class Tree:
     nodes: tuple[Node, ...]  # in the order of their rows; parents before children
     sources_E: Tensor  # int64 rows of the tree whose hidden state predicts …
     targets_E: Tensor  # … this int64 token id
-    edges_S: tuple[Tensor, ...] = field(repr=False)  # per sequence, int64 (L,): the edge that scores each response token
+    edges_N: Tensor = field(repr=False)  # int64: the edge that scores each response token, sequence after sequence
+    lengths: tuple[int, ...] = field(repr=False)  # L of each sequence
 
     def __len__(self) -> int:
         return self.tokens_T.numel()
@@ -66,14 +67,22 @@ class Tree:
         """The same tree with its tensors on `device`."""
         if self.tokens_T.device == device:
             return self
-        return Tree(
-            tokens_T=self.tokens_T.to(device, non_blocking=True),
-            positions_T=self.positions_T.to(device, non_blocking=True),
-            nodes=self.nodes,
-            sources_E=self.sources_E.to(device, non_blocking=True),
-            targets_E=self.targets_E.to(device, non_blocking=True),
-            edges_S=tuple(edges.to(device, non_blocking=True) for edges in self.edges_S),
-        )
+        names = ("tokens_T", "positions_T", "sources_E", "targets_E", "edges_N")
+        tensors: dict[str, Any] = dict(zip(names, moved([getattr(self, name) for name in names], device), strict=True))
+        return replace(self, **tensors)
+
+    def by_sequence(self, values_E: Tensor) -> list[Tensor]:
+        """Per-edge values as per-token values of each sequence: (L,) each, or (L, …)."""
+        return list(values_E.index_select(0, self.edges_N).split(self.lengths))
+
+
+def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU tensors of one type and one dimension on `device`: of CUDA parts of one copy from pinned memory, for which nobody waits."""
+    if device.type == "cpu":
+        return list(tensors)
+    together = torch.cat(list(tensors))
+    together = together.pin_memory() if device.type == "cuda" else together
+    return list(together.to(device, non_blocking=True).split([len(tensor) for tensor in tensors]))
 
 
 def build_tree(sequences: Sequence[PromptResponse]) -> Tree:
@@ -117,7 +126,10 @@ def _lay_out(sequences: Sequence[PromptResponse], tokens: np.ndarray, parents: n
         nodes=_cut_into_nodes(np.where(parents[inner] >= 0, row_of[parents[inner]], -1)),
         sources_E=torch.from_numpy(row_of[parents[scored]]),
         targets_E=torch.from_numpy(tokens[scored]),
-        edges_S=tuple(torch.from_numpy(edge_of[path[len(sequence.prompt_ids) :]]) for sequence, path in zip(sequences, paths, strict=True)),
+        edges_N=torch.from_numpy(
+            np.concatenate([edge_of[path[len(sequence.prompt_ids) :]] for sequence, path in zip(sequences, paths, strict=True)])
+        ),
+        lengths=tuple(len(sequence.response_ids) for sequence in sequences),
     )
 
 

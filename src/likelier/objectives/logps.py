@@ -69,7 +69,7 @@ class Responses:
     def with_tail_scaled(self, heads_B: Tensor, weight: float) -> "Responses":
         """The same side where each token after the first `heads_B` of its response counts `weight`, in the policy and in the reference."""
         before_B = self.lengths_B.cumsum(0) - self.lengths_B
-        heads_end_N = (before_B + heads_B).repeat_interleave(self.lengths_B)
+        heads_end_N = (before_B + heads_B).repeat_interleave(self.lengths_B, output_size=len(self.policy_N))
         in_tail_N = torch.arange(len(self.policy_N), device=self.policy_N.device) >= heads_end_N
         scaled = [None if values_N is None else torch.where(in_tail_N, weight * values_N, values_N) for values_N in (self.policy_N, self.reference_N)]
         assert scaled[0] is not None

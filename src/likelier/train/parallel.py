@@ -65,8 +65,7 @@ class Ranks:
         parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
         if self.size == 1 or not parameters:
             return
-        device = parameters[0].device
-        has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
+        has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
         dist.all_reduce(has, dist.ReduceOp.MAX)
         for parameter, some in zip(parameters, has.tolist(), strict=True):
             if some and parameter.grad is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -22,7 +23,7 @@ from likelier.logprobs.examples import (
 )
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
-from likelier.logprobs.tree import count_unique_tokens
+from likelier.logprobs.tree import count_unique_tokens, moved
 from likelier.objectives import Logps, Objective
 from likelier.train.master import MasterWeights
 from likelier.train.order import ExampleOrder
@@ -74,9 +75,15 @@ class Task:
 class Step:
     """What was measured on the way to a gradient. `losses` are those of this rank, the rest is of all."""
 
-    row: Row = field(default_factory=dict)
+    tally: Tally
+    ranks: Ranks
     tokens: int = 0  # put through the model with gradient
     losses: list[tuple[list[Example], Tensor]] = field(default_factory=list)  # of each batch, with the example of each loss
+
+    @cached_property
+    def row(self) -> Row:
+        """Means over the step. Reading them is what waits for the device; all ranks must."""
+        return self.tally.row(self.ranks)
 
     def not_finite(self) -> list[str]:
         """The ids of the examples whose loss is no finite number."""
@@ -87,18 +94,18 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
     """Add the gradient of the mean loss over `examples` to `weights`, batch by batch and over all ranks. Of a `first` step the losses of an untrained
     policy are counted, too, and how far this policy is from one.
 
-    Where a batch does not fit into memory, the rank begins its share again in batches of half its size, and so do those that follow: the gradient is
-    the same. Raises what the allocator raised if a batch cannot be halved, or where each rank holds a part of the model.
+    Nothing here waits for the device: what was measured is read with `Step.row`. Where a batch does not fit into memory, the rank begins its share
+    again in batches of half its size, and so do those that follow: the gradient is the same. Raises what the allocator raised if a batch cannot be
+    halved, or where each rank holds a part of the model.
     """
     mine = task.share(examples)
     while True:
         failed: list[Example] = []
-        tally = Tally(task.objective, pairs=all_pairs(examples))
-        step = Step()
+        step = Step(Tally(task.objective, pairs=all_pairs(examples)), task.ranks)
         try:
             with task.policy.unchanged_weights(), in_step(task.policy, backward=True):
                 for failed in cut_step(mine, task.objective, task.tokens_per_batch):
-                    _add_batch(task, weights, failed, _count(examples, task.objective), point, tally, step, first=first)
+                    _add_batch(task, weights, failed, _count(examples, task.objective), point, step, first=first)
             break
         except (RuntimeError, MemoryError) as problem:
             half = count_unique_tokens(sequences_of(failed)) // 2
@@ -112,26 +119,23 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
         task.tokens_per_batch = half
         task.show.say(f"Not enough memory for a batch; from here on in batches of {task.tokens_per_batch} tokens.")
     task.ranks.add_gradients(weights.parameters)
-    step.row = tally.row(task.ranks)
     step.tokens = sum(task.ranks.gather(step.tokens))
     return step
 
 
-def _add_batch(
-    task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, tally: Tally, step: Step, *, first: bool
-) -> None:
+def _add_batch(task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, step: Step, *, first: bool) -> None:
     logps = score_examples(task.policy, task.reference, batch, point=point, collisions=task.objective.reads_collisions)
     losses_B = weighted_losses(task.objective, batch, logps)
     (losses_B.sum() / total).backward()
     weights.collect_gradients()
-    tally.add(losses_B, logps)
+    step.tally.add(losses_B, logps)
     step.tokens += task.policy.last_tokens
     step.losses.append((in_order_of_losses(batch, task.objective), losses_B.detach()))
     if first and task.reference is not None:
         with torch.no_grad():
-            tally.count("expected_loss", weighted_losses(task.objective, batch, logps.with_policy_at_reference()))
+            step.tally.count("expected_loss", weighted_losses(task.objective, batch, logps.with_policy_at_reference()))
         for side in (logps.chosen, logps.rejected):
-            tally.count("drift", side.drift_B)
+            step.tally.count("drift", side.drift_B)
 
 
 def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) -> Row | None:
@@ -158,7 +162,8 @@ def evaluate_held_out(task: Task, examples: Sequence[Example], moving: float) ->
 def weighted_losses(objective: Objective, examples: Sequence[Example], logps: Logps) -> Tensor:
     """The objective's losses of `examples`, each times its example's weight."""
     losses_B = objective.losses(logps)
-    return losses_B * torch.tensor([example.weight for example in in_order_of_losses(examples, objective)], device=losses_B.device)
+    (weights_B,) = moved([torch.tensor([example.weight for example in in_order_of_losses(examples, objective)])], losses_B.device)
+    return losses_B * weights_B
 
 
 def cut_step(examples: Sequence[Example], objective: Objective, tokens_per_batch: int) -> list[list[Example]]:
