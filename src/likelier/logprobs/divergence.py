@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from likelier.logprobs.batches import cut_into_batches
 from likelier.logprobs.head import Logits, divergences
 from likelier.logprobs.scorer import Scorer, or_halves
-from likelier.logprobs.tree import PromptResponse, cut_into_batches
+from likelier.logprobs.tree import PromptResponse
 
 
 @dataclass(frozen=True)

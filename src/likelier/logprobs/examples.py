@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from likelier.examples import Example, LabelledExample, PreferenceExample
+from likelier.logprobs.batches import cut_into_batches
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer, or_halves
-from likelier.logprobs.tree import PromptResponse, cut_into_batches, moved
+from likelier.logprobs.tree import PromptResponse, moved
 from likelier.objectives import Logps, Objective, Responses
 
 

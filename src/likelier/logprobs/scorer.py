@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
+from likelier.logprobs.batches import cut_into_batches
 from likelier.logprobs.flex import FlexAttention
 from likelier.logprobs.head import Logits, collision_logps, in_one_type, token_logps
 from likelier.logprobs.plain import plain_logits, plain_scores
-from likelier.logprobs.tree import PromptResponse, Tree, build_tree, cut_into_batches
+from likelier.logprobs.tree import PromptResponse, Tree, build_tree
 
 Engine = Literal["nodes", "flex", "mask", "plain"]
 TREE_ATTENTION: dict[Engine, Callable[[Tree], NodeAttention | FlexAttention]] = {"nodes": NodeAttention, "flex": FlexAttention}

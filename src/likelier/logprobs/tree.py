@@ -16,7 +16,6 @@ two edges that leave the same hidden state, that of the last prompt token. A tok
 not run on it.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -174,28 +173,3 @@ def count_unique_tokens(sequences: Iterable[PromptResponse]) -> int:
         total += len(ids) - common_prefix(previous, ids)
         previous = ids
     return total
-
-
-def cut_into_batches(units: Sequence[Sequence[PromptResponse]], tokens_per_batch: int) -> list[list[int]]:
-    """Indices of `units` in as few batches as `tokens_per_batch` unique tokens allow, as even as they can be; a unit over that stands alone.
-
-    A unit (the two sequences of a pair) stays whole. Units are taken in the order of their tokens, so that those which begin alike meet.
-    """
-    order = sorted(range(len(units)), key=lambda i: units[i][0].prompt_ids)
-    alone = [count_unique_tokens(units[i]) for i in order]
-    added = [count_unique_tokens((*units[h], *units[i])) - size for h, i, size in zip(order, order[1:], alone, strict=False)]
-
-    def cut(limit: int) -> list[list[int]]:
-        batches: list[list[int]] = []
-        filled = 0
-        for i, opening, adding in zip(order, alone, [0, *added], strict=False):
-            if batches and (filled + adding <= limit or not adding):
-                batches[-1].append(i)
-                filled += adding
-            else:
-                batches.append([i])
-                filled = opening
-        return batches
-
-    fewest = len(cut(tokens_per_batch))
-    return cut(bisect_left(range(tokens_per_batch), True, key=lambda limit: len(cut(limit)) <= fewest))
