@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
+from likelier.cli import main
 from likelier.logprobs.scorer import DTYPES
 from likelier.models import here
 from likelier.rundir import RunDir
@@ -210,3 +211,13 @@ def test_one_process_needs_nobody():
         assert not ranks.stop_together(stop)
         stop.give_up("enough")
         assert ranks.stop_together(stop)
+
+
+def test_what_torchrun_would_do_many_times_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["audit", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "torchrun is for `likelier train` alone" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["audit", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "pairs.jsonl" in capsys.readouterr().err

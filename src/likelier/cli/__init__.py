@@ -104,6 +104,8 @@ def _dispatch(name: str, arguments: list[str]) -> None:
 
     if name not in COMMANDS:
         raise RequestError(f"there is no command `{name}`.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    if name != "train" and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        raise RequestError(f"torchrun is for `likelier train` alone: each of its processes would do all of `likelier {name}`. Start it without.")
     if [*inspect.signature(COMMANDS[name]).parameters] == ["arguments"]:  # it parses these itself
         COMMANDS[name](arguments)
         return

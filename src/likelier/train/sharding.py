@@ -47,13 +47,12 @@ def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] 
     trained = {name: parameter for name, parameter in trainable(model).items() if parameter not in adapter}
     for name, parameter in trained.items():
         parameter.data = (parameter.data if originals is None else originals[name]).to(torch.float32)
-    policy_of_types = MixedPrecisionPolicy(
-        param_dtype=DTYPES[policy.precision] if trained else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    computed_in = DTYPES[policy.precision] if trained else None
+    types = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*_layers(causal_lm), causal_lm):
         # Nothing stays gathered between two calls, not even the head: whoever looks at the weights finds the parts.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy_of_types, ignored_params=adapter)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=types, ignored_params=adapter)
         module.set_gradient_divide_factor(1.0)  # gradients are summed over ranks
         module.set_force_sum_reduction_for_comms(True)
     causal_lm.call_gathered = MethodType(lambda _, function: function(), causal_lm)
