@@ -9,6 +9,7 @@ import torch
 from likelier.errors import ModelError
 from likelier.examples import LabelledExample, PreferenceExample
 from likelier.logprobs import examples as scoring
+from likelier.logprobs import scorer
 from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.reference import ReferenceStore, fill
 from likelier.logprobs.scorer import Scorer
@@ -97,6 +98,20 @@ def test_nothing_in_a_step_waits_for_the_device(make_task, examples, monkeypatch
         step = add_gradients(task, weights, examples)
         torch.nn.utils.clip_grad_norm_(weights.parameters, 1.0)
     assert step.row["loss"] > 0
+
+
+def test_a_prepared_step_is_the_same_and_builds_its_first_tree_no_more(make_task, examples, monkeypatch):
+    task = make_task()
+    wanted, _ = gradient_of(task, examples)
+    built, build_tree = [], scorer.build_tree
+    monkeypatch.setattr(scorer, "build_tree", lambda sequences: (built.append(len(sequences)), build_tree(sequences))[1])
+    module.prepare_step(task, examples)
+    batches = len(cut_examples(examples, task.tokens_per_batch))
+    assert len(built) == 1 < batches
+    for trees in (batches, 2 * batches):  # what was prepared is used once
+        gradient, _ = gradient_of(task, examples)
+        assert gradient.equal(wanted)
+        assert len(built) == trees
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA tells who waits")

@@ -62,6 +62,7 @@ class Scorer:
         self.precision = precision
         self.pad_id = pad_id
         self.last_tokens = 0  # tokens that the last batch put through the model
+        self._prepared: dict[tuple[PromptResponse, ...], Tree] = {}
         self.before_batch: Callable[[], object] = lambda: None
         self._call: Callable[[Callable[[], Any]], Any] = lambda function: function()
         self.is_divided = False
@@ -86,6 +87,14 @@ class Scorer:
     def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
+    def prepare(self, sequences: Sequence[PromptResponse]) -> None:
+        """Build the tree of a batch that will be scored soon, and send it to the device while that is at something else. Of one batch at a time."""
+        if self.engine != "plain":
+            self._prepared = {tuple(sequences): build_tree(sequences).to(self.device)}
+
+    def _tree(self, sequences: Sequence[PromptResponse]) -> Tree:
+        return self._prepared.pop(tuple(sequences), None) or build_tree(sequences).to(self.device)
+
     def token_logps(self, sequences: Sequence[PromptResponse]) -> list[Tensor]:
         """For each sequence the (L,) fp32 log-probabilities of its response tokens, as one batch. Gradients flow."""
         return self.score(sequences)[0]
@@ -98,7 +107,7 @@ class Scorer:
                 self.last_tokens = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in sequences)
                 with standard_attention(self.model):
                     return plain_scores(self.model, sequences, pad_id=self.pad_id, collisions=collisions)
-            tree = build_tree(sequences).to(self.device)
+            tree = self._tree(sequences)
             self.last_tokens = len(tree)
 
             def edges() -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,7 @@ from likelier.train.order import ExampleOrder, learning_rate
 from likelier.train.parallel import ALONE, Ranks
 from likelier.train.progress import Progress
 from likelier.train.sharding import whole
-from likelier.train.step import Step, Task, add_gradients, evaluate_held_out
+from likelier.train.step import Step, Task, add_gradients, evaluate_held_out, prepare_step
 from likelier.train.stop import NEVER, Stop
 from likelier.train.watch import Setup, Watch
 
@@ -122,7 +122,10 @@ class Training:
         step = add_gradients(task, weights, taken, point=task.point(taken, state.point), first=first)
         if first:
             _check_first_loss(step, task.policy, state)
-        norm = whole(torch.nn.utils.clip_grad_norm_(weights.parameters, self.settings.max_grad_norm)).item()
+        norm_on_device = whole(torch.nn.utils.clip_grad_norm_(weights.parameters, self.settings.max_grad_norm))
+        if state.step + 1 < self.order.steps:  # while the device computes this step
+            prepare_step(task, self.order.step(state.step + 1))
+        norm = norm_on_device.item()
         rate = learning_rate(state.step, self.order.steps, self.settings)
         state.step += 1
         if math.isfinite(norm) and math.isfinite(step.row["loss"] or 0.0):

@@ -123,6 +123,12 @@ def add_gradients(task: Task, weights: MasterWeights, examples: Sequence[Example
     return step
 
 
+def prepare_step(task: Task, examples: Sequence[Example]) -> None:
+    """Have the first batch of a coming step at hand. Those after it are made while the device computes the one before."""
+    for batch in cut_step(task.share(examples), task.objective, task.tokens_per_batch)[:1]:
+        task.policy.prepare(sequences_of(batch))
+
+
 def _add_batch(task: Task, weights: MasterWeights, batch: Sequence[Example], total: int, point: float, step: Step, *, first: bool) -> None:
     logps = score_examples(task.policy, task.reference, batch, point=point, collisions=task.objective.reads_collisions)
     losses_B = weighted_losses(task.objective, batch, logps)
