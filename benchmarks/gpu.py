@@ -15,6 +15,8 @@ ids with log-normal lengths (gpu_cases.py). Speed depends on neither.
               fit. Steps are compared without either reference pass. Full fine-tuning keeps fp32 weights, because pure bf16 loses small updates.
               Only where they are too large (8B, `tight` in gpu_cases.py) TRL has bf16 weights, Likelier rounds at random, both with 8-bit moments.
 
+Without TRL installed Likelier is measured alone, as with `--opponents alone`.
+
 Both tools live in one process and take turns step by step, TRL's `train()` in a thread that waits for its cue: what the GPU's clock does falls on
 both, and what one has freed serves the other, as it would a single one. Peak memory is what PyTorch allocated within a tool's turns, less what the
 other held then. That needs half of the memory for the one at work. Where what both hold leaves less, or a step does not fit beside the other tool,
@@ -26,10 +28,13 @@ Pairs a second and seconds are medians over the timed steps; two steps before th
 
 import os
 
-os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # two tools with unlike tensors in one pool
+if __name__ == "__main__":  # before torch and the others look
+    os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # two tools with unlike tensors in one pool
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import argparse
+import gc
 import json
 import platform
 import sys
@@ -37,7 +42,8 @@ import time
 import traceback
 from datetime import UTC, datetime
 from fnmatch import fnmatch
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +51,7 @@ import torch
 
 from gpu_cases import Case, describe, main_cases, make_steps, scaling_cases, smoke_cases
 from gpu_figures import add_figures, print_table
-from gpu_players import OPPONENTS, WARM_UP, DoesNotFit, LikelierPlayer, Options, Player, TrlPlayer, fit_together, release, sizes_at_once
+from gpu_players import OPPONENTS, WARM_UP, DoesNotFit, LikelierPlayer, Options, Player, fit_together, release, sizes_at_once
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.tree import build_tree
 from likelier.recipe import AdapterSettings
@@ -57,7 +63,7 @@ SMOKE_SCALING = {"lengths": [8, 16], "responses": [2, 3], "tokens": 128}
 
 
 def hold_match(case: Case, opponent: str, options: Options, *, steps: int, seconds: float, apart: bool) -> dict[str, Any]:
-    """Likelier against one opponent in one case: what both measured, None for a tool that the memory is not enough for."""
+    """Likelier against one opponent in one case: what both measured, None for a tool that the memory is not enough for, or that is not there."""
     given = make_steps(case, WARM_UP + steps)
     sizes = sizes_at_once(case, opponent)
 
@@ -65,14 +71,17 @@ def hold_match(case: Case, opponent: str, options: Options, *, steps: int, secon
         return LikelierPlayer(case, given, options)
 
     def trl(pairs_at_once: int) -> Player:
+        from gpu_trl_player import TrlPlayer
+
         return TrlPlayer(case, given, options, opponent, pairs_at_once=pairs_at_once)
 
-    together = not apart and fit_together(case, opponent, options.device)
-    found = play([likelier, lambda: trl(sizes[0])], len(given), seconds) if together else None
-    together = found is not None
+    found = None
+    if opponent != "alone" and not apart and fit_together(case, opponent, options.device):
+        found = play([likelier, lambda: trl(sizes[0])], len(given), seconds)
+    together = None if opponent == "alone" else found is not None
     if found is None:
         (own,) = play([likelier], len(given), seconds / 2) or [None]
-        tries = (play([lambda size=size: trl(size)], len(given), seconds / 2) for size in sizes)
+        tries = (play([lambda size=size: trl(size)], len(given), seconds / 2) for size in sizes if opponent != "alone")
         (theirs,) = next((figures for figures in tries if figures), [None])
     else:
         own, theirs = found
@@ -126,21 +135,29 @@ def about(options: Options, words: list[str]) -> dict[str, Any]:
         "datasheet_rate": datasheet_rate(name),
         "precision": options.precision,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("likelier", "trl", "torch", "transformers", "peft")},
+        "versions": {name: installed(name) for name in ("likelier", "trl", "torch", "transformers", "peft")},
         "matches": [],
     }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def measure(cases: list[Case], opponents: list[str], options: Options, arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """All matches, until the time is over; the file is written anew after each. A match that fails is noted, and the others are held."""
     found = about(options, words)
+    gc.freeze()  # what is imported stays; to look through it whenever a player goes takes half a second
     size, dtype = (8192, torch.bfloat16) if options.device.type == "cuda" else (256, torch.float32)
     for case in cases:
         for opponent in opponents:
             if time.perf_counter() - arguments.started > 60 * arguments.minutes:
                 found["left_out"] = [*found.get("left_out", []), f"{case.name} {opponent}"]
                 continue
-            print(f"{time.perf_counter() - arguments.started:5.0f} s  {case.name}, TRL {opponent}", file=sys.stderr, flush=True)
+            print(f"{time.perf_counter() - arguments.started:5.0f} s  {case.name}, {opponent}", file=sys.stderr, flush=True)
             ceiling = matmul_ceiling(options.device, dtype, size=size)
             try:
                 match = hold_match(case, opponent, options, steps=arguments.steps, seconds=arguments.seconds, apart=arguments.apart)
@@ -159,7 +176,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
-    parser.add_argument("--opponents", nargs="+", choices=list(OPPONENTS), default=list(OPPONENTS))
+    parser.add_argument("--opponents", nargs="+", choices=[*OPPONENTS, "alone"], help="`alone`: Likelier by itself")
     parser.add_argument("--minutes", type=float, default=8.0, help="no match begins after so many (default 8)")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a match at most (default 6)")
     parser.add_argument(
@@ -174,6 +191,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, written after each match")
     parser.add_argument("--plot", type=Path, nargs=2, metavar=("FILE", "FOLDER"), help="draw the figures of a --scaling file, and end")
     arguments = parser.parse_args(words)
+    arguments.opponents = arguments.opponents or (list(OPPONENTS) if find_spec("trl") else ["alone"])
     arguments.started = time.perf_counter()
     return arguments
 

@@ -67,7 +67,7 @@ def line(match: dict[str, Any]) -> str:
         return f"{match['opponent']:8}   failed: {match['failed'][:100]}"
     figures = match["figures"]
     own, theirs = (figures.get(tool, {}) for tool in ("likelier", "trl"))
-    name = match["opponent"] + ("" if match["together"] else "*")
+    name = match["opponent"] + ("*" if match["together"] is False else "")
     all_of_it = "pairs_per_second_all" if match["opponent"] == "default" else "pairs_per_second"
     columns = [
         (own.get(all_of_it), "10.2f"),
@@ -82,7 +82,7 @@ def line(match: dict[str, Any]) -> str:
         (figures.get("peak_ratio"), "6.2f"),
         (figures.get("largest_difference_of_losses"), "8.4f"),
     ]
-    unfit = ", ".join(name for name, tool in (("L", own), ("T", theirs)) if not tool)
+    unfit = ", ".join(name for name, tool in (("L", own), ("T", theirs)) if not tool and (name, match["opponent"]) != ("T", "alone"))
     cells = [format(value, form) if value is not None else "–".rjust(int(form.split(".")[0].rstrip(","))) for value, form in columns]
     return f"{name:9} {' '.join(cells)}" + (f"   does not fit: {unfit}" if unfit else "")
 

@@ -1,24 +1,18 @@
 """The players of `gpu.py`: each makes one step of a case when it is asked to, and knows what of the device's memory is its own."""
 
 import gc
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from threading import Semaphore, Thread
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from transformers import TrainerCallback
 
-from gpu_cases import SEED, Case, build_model, count_weights, made_up_tokenizer
+from gpu_cases import SEED, Case, build_model, count_weights
 from likelier.errors import lacks_memory
 from likelier.models import add_adapter, recompute_activations
 from likelier.recipe import AdapterSettings, TrainSettings
 from likelier_side import LikelierSide, Steps, unique_tokens
-from measures import clock
-from trl_side import flash_attention, keep_nothing_under, make_trainer, quiet
 
 WARM_UP = 2
 """Steps whose time is not taken: the heaviest, and one more."""
@@ -134,96 +128,6 @@ class LikelierPlayer(Player):
         }
 
 
-class Left(Exception):
-    """Ends TRL's `train()` before its time."""
-
-
-class TrlPlayer(Player):
-    """TRL's own `train()` in a thread, which waits before every step for its cue. Only one of the two threads ever works."""
-
-    def __init__(self, case: Case, steps: Steps, options: Options, opponent: str, *, pairs_at_once: int) -> None:
-        super().__init__()
-        self.opponent, self.pairs_at_once = opponent, pairs_at_once
-        self.cue, self.made = Semaphore(0), Semaphore(0)
-        self.problem: BaseException | None = None
-        self.leaving = False
-        self.folder = tempfile.TemporaryDirectory()
-        with self.working():
-            self.trainer = self._build(case, steps, options)
-        self.thread = Thread(target=self._train, daemon=True)
-        self.thread.start()
-
-    def _build(self, case: Case, steps: Steps, options: Options) -> Any:
-        best = self.opponent == "best"
-        narrow = best and (case.method == "lora" or case.tight)  # where fp32 weights do not alter what is learnt, or do not fit
-        dtype = weights_dtype(options) if narrow else torch.float32
-        self.attention = "flash_attention_2" if best and options.device.type == "cuda" and flash_attention() else "sdpa"
-        model, *reference = (
-            build_model(case.config, device=options.device, dtype=dtype, attention=self.attention)
-            for _ in range(2 if case.method == "full" and not best else 1)
-        )
-        own = OPPONENTS[self.opponent] | ({"optim": "adamw_8bit"} if case.tight and best else {})
-        keep_nothing_under(f"{case.name}/{self.pairs_at_once}")
-        return make_trainer(
-            *(model, made_up_tokenizer(), steps, settings_of(case, options), self.folder.name, self._callback()),
-            pairs_at_once=self.pairs_at_once,
-            own=own,
-            ref_model=reference[0] if reference else None,
-            peft_config=adapter() if case.method == "lora" else None,
-        )
-
-    def _callback(self) -> TrainerCallback:
-        player = self
-
-        class Cued(TrainerCallback):
-            def on_step_begin(self, *_: Any, **others: Any) -> None:
-                player.cue.acquire()
-                if player.leaving:
-                    raise Left
-                self.started = clock()
-
-            def on_step_end(self, *_: Any, **others: Any) -> None:
-                self.seconds = clock() - self.started
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any, **others: Any) -> None:
-                if "loss" in logs:
-                    player.turns.append(Turn(logs["loss"], self.seconds))
-                    player.made.release()
-
-        return Cued()
-
-    def _train(self) -> None:
-        try:
-            with quiet():
-                self.trainer.train()
-        except Left:
-            pass
-        except BaseException as problem:  # raised again by `step`, in the thread that asked
-            self.problem = problem
-        self.made.release()
-
-    def step(self) -> None:
-        """The next one."""
-        with self.working():
-            self.cue.release()
-            self.made.acquire()
-            if self.problem is not None:
-                raise self.problem
-
-    def close(self) -> None:
-        self.leaving = True
-        self.cue.release()
-        self.thread.join()
-        self.problem = None
-        self.folder.cleanup()
-        del self.trainer
-        release()
-
-    def figures(self) -> dict[str, Any]:
-        about = {"pairs_at_once": self.pairs_at_once, "attention": self.attention, "precompute_seconds": self.trainer.precompute_seconds}
-        return super().figures() | about
-
-
 def settings_of(case: Case, options: Options) -> TrainSettings:
     """Likelier's settings of a run. TRL is given those that it has too."""
     tight = {"bf16_weights": "stochastic-rounding", "optimizer": "adamw-8bit"} if case.tight else {}
@@ -241,12 +145,6 @@ def settings_of(case: Case, options: Options) -> TrainSettings:
     )
 
 
-def adapter() -> LoraConfig:
-    """What Likelier's recipe has by default."""
-    default = AdapterSettings()
-    return LoraConfig(r=default.rank, lora_alpha=default.alpha, target_modules=default.targets, task_type="CAUSAL_LM")
-
-
 def weights_dtype(options: Options) -> torch.dtype:
     return torch.bfloat16 if options.precision == "bf16" else torch.float32
 
@@ -258,13 +156,16 @@ def sizes_at_once(case: Case, opponent: str) -> list[int]:
 
 
 def fit_together(case: Case, opponent: str, device: torch.device) -> bool:
-    """Whether what both tools hold between steps leaves half of the device's memory to the one whose turn it is. Bytes a weight: Likelier in bf16,
-    with fp32 master, gradient and two moments; TRL in fp32 with the latter three, and the reference's where it is kept."""
-    if device.type == "cpu":
-        return True
+    """Whether what both tools hold between steps leaves half of the device's memory to the one whose turn it is."""
+    return device.type == "cpu" or held_by_both(case, opponent) < torch.cuda.mem_get_info(device)[1] / 2
+
+
+def held_by_both(case: Case, opponent: str) -> int:
+    """Bytes. Likelier has each weight in bf16 and, where all are trained, as fp32 master, with a gradient and two moments; TRL in fp32 with the
+    latter three, and once more for the reference where that is kept, or at its best in bf16 where it is frozen. Adapters are small."""
     likelier = 2 if case.method == "lora" else 8 if case.tight else 18
     trl = {"default": {"full": 20, "lora": 4}, "best": {"full": 6 if case.tight else 16, "lora": 2}}[opponent][case.method]
-    return (likelier + trl) * count_weights(case.config) < torch.cuda.mem_get_info(device)[1] / 2
+    return (likelier + trl) * count_weights(case.config)
 
 
 def release() -> None:
