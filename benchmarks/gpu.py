@@ -50,7 +50,7 @@ from typing import Any
 import torch
 
 from gpu_cases import Case, describe, main_cases, make_steps, scaling_cases, smoke_cases
-from gpu_figures import add_figures, print_table
+from gpu_figures import add_figures, line, print_table
 from gpu_players import OPPONENTS, WARM_UP, DoesNotFit, LikelierPlayer, Options, Player, fit_together, release, sizes_at_once
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.tree import build_tree
@@ -166,6 +166,7 @@ def measure(cases: list[Case], opponents: list[str], options: Options, arguments
                 traceback.print_exc()
                 match = {"case": case.name, "opponent": opponent, "failed": f"{type(problem).__name__}: {problem}"}
                 release()
+            print(f"         {line(match)}", file=sys.stderr, flush=True)
             found["matches"].append(match | {"ceiling": ceiling})
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -32,6 +32,8 @@ def tool_figures(match: dict[str, Any], measured: dict[str, Any], *, datasheet: 
     timed = list(zip(measured["turns"], match["unique_tokens"], match["needed_flops"], strict=False))[WARM_UP:]
     with_reference = match["opponent"] == "default" and "precompute_seconds" in measured  # TRL scores it within its step
     rate = statistics.median((flops["step"] + with_reference * flops["reference"]) / turn["seconds"] for turn, _, flops in timed)
+    scored = sum(flops["reference"] for flops in match["needed_flops"][WARM_UP:])  # of all steps, whether they were made or not
+    beforehand = scored / measured["reference_seconds"] if "reference_seconds" in measured else None
     return {
         "timed_steps": len(timed),
         "pairs_per_second": statistics.median(match["pairs_per_step"] / turn["seconds"] for turn, _, _ in timed),
@@ -40,6 +42,7 @@ def tool_figures(match: dict[str, Any], measured: dict[str, Any], *, datasheet: 
         "needed_flops_per_second": rate,
         "mfu": rate / datasheet if datasheet else None,
         "of_matmul_ceiling": rate / ceiling,
+        **({"reference_flops_per_second": beforehand} if beforehand else {}),
         "peak_bytes": max(measured["peak_bytes"], measured.get("start_peak_bytes") or 0) if measured["peak_bytes"] else None,
     }
 

@@ -13,7 +13,9 @@ from gpu_players import OPPONENTS, Options, Player, Turn, release, settings_of, 
 from likelier.recipe import AdapterSettings
 from likelier_side import Steps
 from measures import clock
-from trl_side import flash_attention, keep_nothing_under, make_trainer, quiet
+from trl_side import flash_attention, make_trainer, quiet, without_hashes
+
+without_hashes()
 
 
 class Left(Exception):
@@ -21,19 +23,21 @@ class Left(Exception):
 
 
 class TrlPlayer(Player):
-    """TRL's own `train()` in a thread, which waits before every step for its cue. Only one of the two threads ever works."""
+    """TRL's own `train()` in a thread, which waits for its cue before every step, the step's batches being made. While it waits, and only then, the
+    other thread works."""
 
     def __init__(self, case: Case, steps: Steps, options: Options, opponent: str, *, pairs_at_once: int) -> None:
         super().__init__()
         self.opponent, self.pairs_at_once = opponent, pairs_at_once
-        self.cue, self.made = Semaphore(0), Semaphore(0)
+        self.cue, self.waiting = Semaphore(0), Semaphore(0)
         self.problem: BaseException | None = None
         self.leaving = False
         self.folder = tempfile.TemporaryDirectory()
         with self.working():
             self.trainer = self._build(case, steps, options)
-        self.thread = Thread(target=self._train, daemon=True)
-        self.thread.start()
+            self.thread = Thread(target=self._train, daemon=True)
+            self.thread.start()
+            self._await()
 
     def _build(self, case: Case, steps: Steps, options: Options) -> Any:
         best = self.opponent == "best"
@@ -45,7 +49,6 @@ class TrlPlayer(Player):
             for _ in range(2 if case.method == "full" and not best else 1)
         )
         own = OPPONENTS[self.opponent] | ({"optim": "adamw_8bit"} if case.tight and best else {})
-        keep_nothing_under(f"{case.name}/{self.pairs_at_once}")
         return make_trainer(
             *(model, made_up_tokenizer(), steps, settings_of(case, options), self.folder.name, self._callback()),
             pairs_at_once=self.pairs_at_once,
@@ -59,6 +62,7 @@ class TrlPlayer(Player):
 
         class Cued(TrainerCallback):
             def on_step_begin(self, *_: Any, **others: Any) -> None:
+                player.waiting.release()
                 player.cue.acquire()
                 if player.leaving:
                     raise Left
@@ -70,7 +74,6 @@ class TrlPlayer(Player):
             def on_log(self, args: Any, state: Any, control: Any, logs: Any, **others: Any) -> None:
                 if "loss" in logs:
                     player.turns.append(Turn(logs["loss"], self.seconds))
-                    player.made.release()
 
         return Cued()
 
@@ -80,17 +83,21 @@ class TrlPlayer(Player):
                 self.trainer.train()
         except Left:
             pass
-        except BaseException as problem:  # raised again by `step`, in the thread that asked
+        except BaseException as problem:  # raised again in the thread that waits
             self.problem = problem
-        self.made.release()
+        self.waiting.release()
 
     def step(self) -> None:
         """The next one."""
         with self.working():
             self.cue.release()
-            self.made.acquire()
-            if self.problem is not None:
-                raise self.problem
+            self._await()
+
+    def _await(self) -> None:
+        """Until TRL waits for its next cue, or has come to an end."""
+        self.waiting.acquire()
+        if self.problem is not None:
+            raise self.problem
 
     def close(self) -> None:
         self.leaving = True

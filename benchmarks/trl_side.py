@@ -4,6 +4,7 @@ import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from uuid import uuid4
 
 import torch
 import transformers
@@ -83,9 +84,10 @@ def quiet() -> Any:
         yield
 
 
-def keep_nothing_under(name: str) -> None:
-    """TRL files the reference's values under a hash of all weights, which for billions of them takes half a minute. From here on it is `name`."""
-    dpo_trainer.hash_module = lambda module: name
+def without_hashes() -> None:
+    """TRL files the reference's values under a hash of all weights, which for billions of them takes half a minute. From here on nothing is found
+    again."""
+    dpo_trainer.hash_module = lambda module: uuid4().hex
 
 
 def flash_attention() -> bool:
