@@ -7,7 +7,7 @@
     python benchmarks/gpu.py --smoke                              tiny models and pairs on any machine: whether everything still runs
 
 Nothing is downloaded: the models have the architectures of Llama-3.2-1B, Qwen3-4B and Llama-3.1-8B and random weights, the pairs are made-up token
-ids with log-normal lengths (gpu_cases.py). Speed depends on neither.
+ids with log-normal lengths (gpu_cases.py). Speed hardly depends on either.
 
     default   TRL as it comes: fp32 weights under bf16 autocast, gradient checkpointing, 8 pairs at once, the reference scored in every step by a
               second model (full) or without the adapter (LoRA). Likelier's reference pass counts as part of its step.
@@ -105,7 +105,8 @@ def play(makers: list[Any], steps: int, seconds: float) -> list[dict[str, Any]] 
     """All steps by all players in turn, as far as the seconds allow, two timed ones at least; what each measured. None if one does not fit."""
     players: list[Player] = []
     try:
-        players += [make() for make in makers]
+        for make in makers:
+            players.append(make())  # noqa: PERF401 (those made before one fails are closed)
         started = time.perf_counter()
         for number in range(steps):
             if number >= WARM_UP + 2 and time.perf_counter() - started > seconds:
@@ -165,7 +166,7 @@ def measure(cases: list[Case], opponents: list[str], options: Options, arguments
             except Exception as problem:  # time on a GPU is short: the other cases shall have theirs
                 traceback.print_exc()
                 match = {"case": case.name, "opponent": opponent, "failed": f"{type(problem).__name__}: {problem}"}
-                release()
+            release()
             print(f"         {line(match)}", file=sys.stderr, flush=True)
             found["matches"].append(match | {"ceiling": ceiling})
             if arguments.json:
