@@ -86,15 +86,16 @@ def hold_match(case: Case, opponent: str, options: Options, *, steps: int, secon
     else:
         own, theirs = found
     rank = AdapterSettings().rank if case.method == "lora" else None
-    needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=rank) for step in given]
+    trees = [build_tree(sequences_of(step)) for step in given]
+    needed = [needed_flops(case.config, tree, lora_rank=rank) for tree in trees]
     return {
         "case": case.name,
         "axis": case.axis,
         "opponent": opponent,
         "together": together,
         "pairs_per_step": case.shape.pairs_per_step,
-        "tokens_per_pair": describe(given[WARM_UP:], sizes[0]),
-        "unique_tokens": [len(build_tree(sequences_of(step))) for step in given],
+        "tokens_per_pair": describe(given[WARM_UP:], trees[WARM_UP:], sizes[0]),
+        "unique_tokens": [len(tree) for tree in trees],
         "needed_flops": [{"step": each.step, "reference": each.reference} for each in needed],
         "likelier": own,
         "trl": theirs,

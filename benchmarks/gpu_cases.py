@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from likelier.examples import PreferenceExample
 from likelier.logprobs.examples import sequences_of
-from likelier.logprobs.tree import build_tree
+from likelier.logprobs.tree import Tree
 from likelier_side import Steps
 
 SEED = 42
@@ -146,12 +147,12 @@ def make_steps(case: Case, count: int) -> Steps:
     return [heaviest, *(each for each in steps if each is not heaviest)]
 
 
-def describe(steps: Steps, pairs_at_once: int) -> dict[str, float]:
-    """Tokens a pair: unique ones, all, and with the padding of batches of `pairs_at_once`, which hold each side of a pair in a row."""
+def describe(steps: Steps, trees: Sequence[Tree], pairs_at_once: int) -> dict[str, float]:
+    """Tokens a pair: those of the steps' trees, all, and with the padding of batches of `pairs_at_once`, which hold each side of a pair in a row."""
     pairs = [pair for step in steps for pair in step]
     batches = [pairs[i : i + pairs_at_once] for i in range(0, len(pairs), pairs_at_once)]
     return {
-        "unique": sum(len(build_tree(sequences_of(step))) for step in steps) / len(pairs),
+        "unique": sum(map(len, trees)) / len(pairs),
         "plain": sum(len(s.prompt_ids) + len(s.response_ids) for s in sequences_of(pairs)) / len(pairs),
         "padded": sum(2 * len(batch) * max(map(len, batch)) for batch in batches) / len(pairs),
     }

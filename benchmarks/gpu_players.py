@@ -17,6 +17,9 @@ from likelier_side import LikelierSide, Steps, unique_tokens
 WARM_UP = 2
 """Steps whose time is not taken: the heaviest, and one more."""
 
+RATES = {"full": 1e-5, "lora": 1e-3}
+"""Learning rates: ten times Likelier's own, so that losses move within a few steps."""
+
 PAIRS_AT_ONCE = 8
 """That TRL puts through the model as it comes (`per_device_train_batch_size`)."""
 
@@ -135,7 +138,7 @@ def settings_of(case: Case, options: Options) -> TrainSettings:
         method=case.method,
         pairs_per_step=case.shape.pairs_per_step,
         tokens_per_batch=options.tokens_per_batch,
-        learning_rate={"full": 1e-6, "lora": 1e-4}[case.method],
+        learning_rate=RATES[case.method],
         schedule="constant",
         warmup=0.0,
         precision=options.precision,

@@ -1,6 +1,7 @@
 """The GPU's benchmark, in small on a CPU: every case, both tools for real, file, table and plots."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,8 +40,8 @@ def test_both_tools_do_the_same_work_and_are_measured(tmp_path, cases):
     assert len(found["matches"]) == (4 if len(cases) == 2 else 12)
     for match in [*found["matches"], *apart["matches"], *scaling["matches"]]:
         figures = match["figures"]
-        assert figures["largest_difference_of_losses"] < 1e-4, match["case"]  # in fp32: the same work
-        assert match["trl"]["turns"][-1]["loss"] != pytest.approx(match["trl"]["turns"][0]["loss"], abs=1e-6)  # and that it is trained
+        moved = max(abs(turn["loss"] - math.log(2)) for turn in match["trl"]["turns"])
+        assert figures["largest_difference_of_losses"] < 0.02 * moved, match["case"]  # in fp32: the same work
         assert len(match["likelier"]["turns"]) == len(match["trl"]["turns"]) == 4  # two that warm up, two that are timed
         assert match["likelier"]["engine"] == "nodes"
         assert figures["likelier"]["pairs_per_second"] > figures["likelier"]["pairs_per_second_all"] > 0
