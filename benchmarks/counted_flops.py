@@ -16,7 +16,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import build_tree
 from likelier.models import load_model
 from likelier.recipe import ModelSettings
-from players import counting_flops
+from measures import counting_flops
 
 PAIRS_PER_STEP, STEPS = 16, 3
 
@@ -36,7 +36,7 @@ def main() -> None:
         scores = sum((node.stop - node.start) * (node.depth + node.stop - node.start) for node in tree.nodes)
         product = 2 * len(layers) * width * scores
         linear = 3 * 2 * (body * len(tree) + head * len(tree.targets_E))
-        with counting_flops(True) as flops:
+        with counting_flops() as flops:
             for batch in cut_examples(step, 1024):
                 torch.cat(scorer.token_logps(sequences_of(batch))).sum().backward()
         counted = flops()

@@ -3,34 +3,23 @@
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from likelier.allocator import keep_freed_memory
 from likelier.data.chat import Encoder
 from likelier.data.formats import read_all
-from likelier.examples import PreferenceExample
 from likelier.logprobs.examples import sequences_of
-from likelier.logprobs.reference import ReferenceStore, fill
-from likelier.logprobs.scorer import DTYPES, Scorer, choose_engine
-from likelier.logprobs.tree import count_unique_tokens
+from likelier.logprobs.scorer import DTYPES
 from likelier.models import LoadedModel, load_model
-from likelier.objectives import make_objective
 from likelier.recipe import ModelSettings, TrainSettings
-from likelier.train.loop import add_gradients
-from likelier.train.master import MasterWeights
+from likelier.train.master import originals_of
 from likelier.train.order import ExampleOrder
+from likelier_side import LikelierSide, Steps, unique_tokens
+from measures import clock, counting_flops, peak_bytes
 
 PAIRS_PER_STEP = 8
 LEARNING_RATE = 1e-5
@@ -39,8 +28,6 @@ WARM_UP, COUNTED = 2, 1
 
 OPPONENTS = {"default": {}, "best": {"gradient_checkpointing": False, "precompute_ref_log_probs": True}}
 """What is set of TRL's own settings beside what both tools need to do the same work."""
-
-Steps = list[list[PreferenceExample]]
 
 
 @dataclass
@@ -70,63 +57,30 @@ class Conductor:
 
 
 def play_likelier(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings) -> None:
-    """Score the reference of all steps, as a run does, then make them one by one as `train/loop.py` does. A step's share of the reference pass
-    is that of its unique tokens."""
-    pad_id = loaded.tokenizer.pad_token_id
-    shortest = sorted((example for step in steps for example in step), key=len)[:3]
-    parity = choose_engine(loaded.model, sequences_of(shortest), pad_id=pad_id)
-    print(f"Likelier's engine: {parity.engine} ({parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
-    policy = Scorer(loaded.model, engine=parity.engine, precision=settings.precision, pad_id=pad_id)
-    weights = MasterWeights.of(loaded.model, ModelSettings(name=loaded.name))
-    optimizer = torch.optim.AdamW(weights.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    objective = make_objective("dpo", beta=0.1)
-
-    with tempfile.TemporaryDirectory() as folder:
-        warm, store = (ReferenceStore(Path(folder), name) for name in ("warm-up", "benchmark"))
-        with counting_flops(True) as reference_flops:
-            fill(warm, policy, sequences_of(steps[COUNTED]), tokens_per_batch=settings.tokens_per_batch)
-        fill(warm, policy, sequences_of(steps[0]), tokens_per_batch=settings.tokens_per_batch)
-        timed = steps[WARM_UP:]
-        started = clock()
-        fill(store, policy, sequences_of([pair for step in timed for pair in step]), tokens_per_batch=settings.tokens_per_batch)
-        seconds_per_token = (clock() - started) / sum(map(unique_tokens, timed))
-        conductor.tell({"tokens_per_pair": describe(timed)})
-        for number, pairs in enumerate(steps):
-            conductor.wait_for_cue()
-            with counting_flops(number == COUNTED) as flops:
-                started = clock()
-                tally, _ = add_gradients(policy, weights, store, pairs, objective, tokens_per_batch=settings.tokens_per_batch)
-                loss = tally.row()["loss"]
-                torch.nn.utils.clip_grad_norm_(weights.parameters, settings.max_grad_norm).item()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                weights.publish()
-                seconds = clock() - started
-            reference_seconds = unique_tokens(pairs) * seconds_per_token
-            conductor.tell(asdict(Turn(loss, seconds, reference_seconds, flops(), reference_flops() if number == COUNTED else 0)))
+    """Score the reference of all timed steps, as a run does, then make all steps one by one. A step's share of the reference pass is that of its
+    unique tokens."""
+    originals = originals_of(loaded.model, ModelSettings(name=loaded.name))
+    side = LikelierSide(loaded.model, settings, steps, pad_id=loaded.tokenizer.pad_token_id, originals=originals)
+    print(f"Likelier's engine: {side.parity.engine} ({side.parity.difference:.1g} nats a token from the plain twin)", file=sys.stderr)
+    with counting_flops() as reference_flops:
+        side.score_reference([steps[COUNTED]], keep=False)
+    side.score_reference([steps[0]], keep=False)
+    timed = steps[WARM_UP:]
+    seconds_per_token = side.score_reference(timed) / sum(map(unique_tokens, timed))
+    conductor.tell({"tokens_per_pair": describe(timed)})
+    for number, pairs in enumerate(steps):
+        conductor.wait_for_cue()
+        with counting_flops(number == COUNTED) as flops:
+            loss, seconds = side.step()
+        reference_seconds = unique_tokens(pairs) * seconds_per_token
+        conductor.tell(asdict(Turn(loss, seconds, reference_seconds, flops(), reference_flops() if number == COUNTED else 0)))
 
 
 def play_trl(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: TrainSettings, opponent: str) -> None:
     """TRL's own `train()`, one step for each of `steps`."""
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
+    from transformers import TrainerCallback
 
-    class PreparedTrainer(DPOTrainer):
-        """Takes token ids as they are, so that both tools score the same tokens, and times the reference pass."""
-
-        precompute_seconds = 0.0
-
-        def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:
-            return dataset
-
-        def _precompute_ref_logps(self, *args: Any) -> Any:
-            started = clock()
-            try:
-                return super()._precompute_ref_logps(*args)
-            finally:
-                self.precompute_seconds = clock() - started
+    from trl_side import make_trainer, quiet
 
     class Clock(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -146,30 +100,9 @@ def play_trl(conductor: Conductor, loaded: LoadedModel, steps: Steps, settings: 
             if "loss" in logs:
                 conductor.tell(asdict(Turn(logs["loss"], self.seconds, flops=self.flops())))
 
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    data = Dataset.from_list([{name: list(getattr(pair, name)) for name in columns} for step in steps for pair in step])
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = DPOConfig(
-            folder,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=settings.precision == "bf16",
-            per_device_train_batch_size=PAIRS_PER_STEP,
-            max_steps=len(steps),
-            max_length=max(len(pair) for step in steps for pair in step),
-            beta=0.1,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            max_grad_norm=settings.max_grad_norm,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **OPPONENTS[opponent],
-        )
-        trainer = PreparedTrainer(loaded.path, args=config, train_dataset=data, processing_class=loaded.tokenizer, callbacks=[Clock()])
-        trainer.remove_callback(PrinterCallback)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        own = OPPONENTS[opponent]
+        trainer = make_trainer(loaded.path, loaded.tokenizer, steps, settings, folder, Clock(), pairs_at_once=PAIRS_PER_STEP, own=own)
         trainer.train()
 
 
@@ -209,7 +142,15 @@ def timed_steps(arguments: argparse.Namespace) -> int:
 
 
 def train_settings(arguments: argparse.Namespace) -> TrainSettings:
-    return TrainSettings(method="full", pairs_per_step=PAIRS_PER_STEP, tokens_per_batch=arguments.tokens_per_batch, precision=arguments.precision)
+    return TrainSettings(
+        method="full",
+        pairs_per_step=PAIRS_PER_STEP,
+        tokens_per_batch=arguments.tokens_per_batch,
+        precision=arguments.precision,
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup=0.0,
+    )
 
 
 def describe(steps: Steps) -> dict[str, float]:
@@ -219,35 +160,3 @@ def describe(steps: Steps) -> dict[str, float]:
     plain = sum(len(s.prompt_ids) + len(s.response_ids) for step in steps for s in sequences_of(step))
     unique = sum(map(unique_tokens, steps))
     return {"padded_tokens": padded / pairs, "tokens": plain / pairs, "unique_tokens": unique / pairs}
-
-
-def unique_tokens(step: list[PreferenceExample]) -> int:
-    return count_unique_tokens(sequences_of(step))
-
-
-@contextmanager
-def counting_flops(on: bool) -> Iterator[Callable[[], int]]:
-    """If `on`, counts matmuls and attention within; what it gives returns the count."""
-    if not on:
-        yield lambda: 0
-        return
-    aten: Any = torch.ops.aten
-    on_cpu = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop.__wrapped__,
-    }
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-        yield lambda: int(counter.get_total_flops())
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process held: on a GPU its tensors, else all of it, with Python and libraries."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
