@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from likelier.errors import ModelError
 from likelier.logprobs.attention import standard_attention
-from likelier.logprobs.scorer import Scorer, in_fp32
+from likelier.logprobs.scorer import Scorer, decoder_layers, in_fp32
 from likelier.logprobs.tree import PromptResponse, build_tree
 from likelier.models import add_adapter, as_reference, trainable
 from likelier.recipe import AdapterSettings
@@ -290,12 +291,36 @@ def test_in_fp32_widens_and_gives_back_the_same_bits(tiny):
     model.transformer.ln_f.half()
     before = {name: (p.dtype, p.detach().clone()) for name, p in model.named_parameters()}
     with in_fp32(model):
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
-        assert all(p.equal(before[name][1].float()) for name, p in model.named_parameters())
+        wide = {name for name, p in model.named_parameters() if p.dtype == torch.float32 and p.equal(before[name][1].float())}
+        assert wide == {name for name in before if ".h." not in name}, "all but the layers"
     assert all(p.dtype == before[name][0] and p.equal(before[name][1]) for name, p in model.named_parameters())
     with pytest.raises(KeyError), in_fp32(model):
         raise KeyError
     assert all(p.dtype == before[name][0] and p.equal(before[name][1]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_in_fp32_a_layer_is_wide_only_while_it_computes(architecture, tiny, sequences):
+    model = tiny(architecture)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+        wanted = torch.cat(Scorer(copy.deepcopy(model), engine="nodes", precision="fp32").token_logps(sequences))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+        layers = decoder_layers(model)
+        seen = []
+
+        def look(layer, *_):
+            seen.append([all(p.dtype == torch.float32 for p in other.parameters()) for other in layers])
+
+        with in_fp32(model):
+            for layer in layers:
+                layer.register_forward_hook(look, prepend=True)
+            found = torch.cat(Scorer(model, engine="nodes", precision="fp32").token_logps(sequences))
+    assert found.equal(wanted)
+    assert seen == [[layer is other for other in layers] for layer in layers]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

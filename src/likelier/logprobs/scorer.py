@@ -10,7 +10,7 @@ Engines, from fast to slow; the first that passes the parity probe serves the wh
     plain   padding, no sharing                      (any module; what the others are compared with)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -35,6 +35,8 @@ Scored = TypeVar("Scored")
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """The type in which a model's weights are held to be scored in a precision."""
+
+SHORT = (torch.bfloat16, torch.float16)
 
 TOLERANCE = 1e-4
 """Largest per-token difference between an engine and the plain twin, in nats, in fp32. Rounding stays near 1e-5; a lost prompt costs 0.05."""
@@ -204,23 +206,52 @@ def choose_engine(model: nn.Module, sequences: Sequence[PromptResponse], *, pad_
 
 @contextmanager
 def in_fp32(model: nn.Module) -> Iterator[None]:
-    """Within it all weights are fp32, and those in 4 bits are computed with in it; afterwards they are the same numbers in the same type as before
-    (widening loses nothing)."""
-    short = (torch.bfloat16, torch.float16)
-    halves = [(parameter, parameter.dtype) for parameter in model.parameters() if parameter.dtype in short]
-    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "compute_dtype", None) in short]
-    packed = [(layer, layer.compute_dtype) for layer in layers]
+    """Within it the model computes in fp32, with the same numbers (widening loses nothing): its weights are widened, those of a layer only while that
+    computes, so that a large model needs little more room than it has. Of weights in 4 bits what they are unpacked to is widened."""
+    layers: list[Any] = decoder_layers(model)
+    in_layers = {parameter for layer in layers for parameter in layer.parameters()}
+    packed: list[Any] = [(module, module.compute_dtype) for module in model.modules() if getattr(module, "compute_dtype", None) in SHORT]
+    kept: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
+
+    def widen(layer: nn.Module, *_: Any) -> None:
+        kept[layer] = _widened_in_place(layer.parameters())
+
+    def narrow(layer: nn.Module, *_: Any) -> None:
+        _put_back(kept.pop(layer, []))
+
+    hooks = [hook for layer in layers for hook in (layer.register_forward_pre_hook(widen), layer.register_forward_hook(narrow, always_call=True))]
+    others = _widened_in_place(parameter for parameter in model.parameters() if parameter not in in_layers)
     try:
-        for parameter, _ in halves:
-            parameter.data = parameter.data.float()
-        for layer, _ in packed:
-            layer.compute_dtype = torch.float32
+        for module, _ in packed:
+            module.compute_dtype = torch.float32
         yield
     finally:
-        for parameter, dtype in halves:
-            parameter.data = parameter.data.to(dtype)
-        for layer, dtype in packed:
-            layer.compute_dtype = dtype
+        for hook in hooks:
+            hook.remove()
+        _put_back(others)
+        for module, dtype in packed:
+            module.compute_dtype = dtype
+
+
+def _widened_in_place(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Those that are short, now in fp32, and what they were."""
+    short = [(parameter, parameter.data) for parameter in parameters if parameter.dtype in SHORT]
+    for parameter, values in short:
+        parameter.data = values.float()
+    return short
+
+
+def _put_back(short: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, values in short:
+        parameter.data = values
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that a transformers model calls its layers, in order; none of a module that does not say."""
+    wrapped: Any = model
+    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    names = set(getattr(causal_lm, "_no_split_modules", None) or ())
+    return [module for module in causal_lm.modules() if type(module).__name__ in names]
 
 
 @contextmanager

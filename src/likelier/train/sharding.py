@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from likelier.adapters import belongs_to_adapter
 from likelier.errors import ModelError
-from likelier.logprobs.scorer import DTYPES, Scorer
+from likelier.logprobs.scorer import DTYPES, Scorer, decoder_layers
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import trainable
 
@@ -50,7 +50,10 @@ def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] 
     computed_in = DTYPES[policy.precision] if trained else None
     types = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for module in (*_layers(causal_lm), causal_lm):
+    layers: list[Any] = decoder_layers(causal_lm)
+    if not layers:
+        raise ModelError(f"train.fsdp: {type(causal_lm).__name__} does not name its layers (_no_split_modules), so that they cannot be divided.")
+    for module in (*layers, causal_lm):
         # Nothing stays gathered between two calls, not even the head: whoever looks at the weights finds the parts.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=types, ignored_params=adapter)
         module.set_gradient_divide_factor(1.0)  # gradients are summed over ranks
@@ -58,14 +61,6 @@ def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] 
     causal_lm.call_gathered = MethodType(lambda _, function: function(), causal_lm)
     register_fsdp_forward_method(causal_lm, "call_gathered")
     policy.divided(causal_lm.call_gathered)
-
-
-def _layers(causal_lm: Any) -> list[Any]:
-    names = set(causal_lm._no_split_modules or ())
-    found = [module for module in causal_lm.modules() if type(module).__name__ in names]
-    if not found:
-        raise ModelError(f"train.fsdp: {type(causal_lm).__name__} does not name its layers (_no_split_modules), so that they cannot be divided.")
-    return found
 
 
 @contextmanager
