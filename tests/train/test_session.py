@@ -129,12 +129,15 @@ def test_records_are_tokenised_once_for_all_runs_and_again_where_the_cache_is_da
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_evaluation_finds_what_training_scored(recipe, monkeypatch, method):
+def test_the_evaluation_finds_what_training_scored_and_tokenised(recipe, monkeypatch, method):
     run = train_recipe(changed(recipe, train={"method": method, "max_steps": 1}, eval={"probes": False}))
     computed, fill = [], answers.fill
     monkeypatch.setattr(answers, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    tokenised, work = [], Encoder._tokenized
+    monkeypatch.setattr(Encoder, "_tokenized", lambda self, turns, prompts: tokenised.append(len(turns)) or work(self, turns, prompts))
     evaluate(run)
     assert computed == [0]
+    assert tokenised == []
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.needs_reference])
