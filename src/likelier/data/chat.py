@@ -65,8 +65,9 @@ class Encoder:
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._text_ids = TextIds(tokenizer)
-        self._template = _template_in_use(tokenizer, chat_template)
-        self._writer = PlainText(tokenizer) if chat_template == "none" else ChatTemplate(tokenizer, given_template(tokenizer, chat_template))
+        given = "" if chat_template == "none" else given_template(tokenizer, chat_template)
+        self._template = _text_of(given, tokenizer)
+        self._writer = PlainText(tokenizer) if chat_template == "none" else ChatTemplate(tokenizer, given)
         self.end_token_id = int(tokenizer.convert_tokens_to_ids(self._writer.ending.token))
         self._end_ids = {self.end_token_id, *tokenizer.added_tokens_decoder}
         self._adds_bos = chat_template == "none" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -201,7 +202,7 @@ class Encoder:
 
 def template_hash(tokenizer: Tokenizer, chat_template: str = "own") -> str:
     """SHA-256 (hex) of the chat template in use; of the empty text for "none". Raises ModelError if there is no such template."""
-    return _sha256(_template_in_use(tokenizer, chat_template))
+    return _sha256(_text_of("" if chat_template == "none" else given_template(tokenizer, chat_template), tokenizer))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -213,8 +214,9 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return _sha256(json.dumps(rules, sort_keys=True))
 
 
-def _template_in_use(tokenizer: Tokenizer, chat_template: str) -> str:
-    text = "" if chat_template == "none" else given_template(tokenizer, chat_template) or tokenizer.chat_template
+def _text_of(given: str | None, tokenizer: Tokenizer) -> str:
+    """The template in use; None is the tokenizer's own, which may be several by name."""
+    text = tokenizer.chat_template if given is None else given
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True)
 
 

@@ -52,7 +52,7 @@ class SharedInts:
     def cut(self, values: NDArray[np.int32], lengths: Sequence[int]) -> list[Ids]:
         """`values` (N,) in pieces of `lengths`, which add up to N."""
         if values.size and values.max() >= len(self._table):
-            self._table = np.arange(2 * int(values.max()) + 1).astype(object)
+            self._table = np.arange(max(int(values.max()) + 1, 2 * len(self._table))).astype(object)
         shared = tuple(self._table[values].tolist())
         return [shared[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0))]
 
