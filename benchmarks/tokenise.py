@@ -8,7 +8,6 @@ ratios are medians of each round's. What is read before (files to records) and a
 
 import argparse
 import copy
-import platform
 import statistics
 import tempfile
 import time
@@ -45,9 +44,7 @@ def main() -> None:
         assert all(found == expected[0] for found in expected)
         rounds = [[timed(way) for way in ways.values()] for _ in range(given.rounds)]
     tokens = sum(len(example.prompt_ids) + sum(map(len, example.replies)) for example in expected[0].examples)
-    print(
-        f"{len(pairs):,} pairs of {given.data}, {tokens / len(pairs):.0f} tokens each · {given.model} · {platform.machine()}, {given.rounds} rounds"
-    )
+    print(f"{len(pairs):,} pairs of {given.data}, {tokens / len(pairs):.0f} tokens each, {given.model}, {given.rounds} rounds")
     for at, name in enumerate(ways):
         wall, work = (statistics.median(each[at][kind] for each in rounds) for kind in (0, 1))
         faster, less = (statistics.median(each[0][kind] / each[at][kind] for each in rounds) for kind in (0, 1))
