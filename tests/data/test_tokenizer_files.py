@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tests.data.test_chat import ALPACA, CHATML, LLAMA3, TEMPLATES, byte_level, pair, sentencepiece
 
 from likelier.data.chat import Encoder
@@ -50,6 +51,14 @@ def test_tokens_are_counted_as_they_are_trained_on(tmp_path):
     counted = TokenCounter(tmp_path)(PAIRS)
     assert counted.tolist() == [[len(e.prompt_ids), len(e.chosen_ids), len(e.rejected_ids)] for e in examples]
     assert TokenCounter(tmp_path)([]).shape == (0, 3)
+
+
+def test_a_template_is_compiled_once(tmp_path, monkeypatch):
+    byte_level(CHATML).save_pretrained(tmp_path)
+    compiled, compile_template = [], ImmutableSandboxedEnvironment.from_string
+    monkeypatch.setattr(ImmutableSandboxedEnvironment, "from_string", lambda self, text: compiled.append(text) or compile_template(self, text))
+    Encoder(FileTokenizer(tmp_path), max_length=10_000).encode(PAIRS[:2])
+    assert compiled == [CHATML]
 
 
 def test_a_counter_travels_to_other_processes(tmp_path):

@@ -191,7 +191,7 @@ def test_damage_of_what_was_kept_is_said_wherever_it_is_read(make_run, tmp_path,
     said = []
 
     def damaged():
-        kept = [path for folder in ("replies", "reference") for path in (cache / folder).rglob("*.*") if path.suffix != ".damaged"]
+        kept = [path for folder in ("tokens", "replies", "reference") for path in (cache / folder).rglob("*.*") if path.suffix != ".damaged"]
         for path in kept:
             path.write_bytes(b"damage")
         said.clear()
@@ -199,11 +199,11 @@ def test_damage_of_what_was_kept_is_said_wherever_it_is_read(make_run, tmp_path,
 
     first = evaluate(run)
     expected = damaged()
-    assert len(expected) == 2
+    assert len(expected) == 4
     assert evaluate(run, said.append) == first
     assert all(any(words in text for text in said) for words in expected)
     subject_of = find_subject(str(run.path))
-    _, of_values = damaged()
+    *_, of_values = damaged()
     evaluate_on(subject_of, [data], say=said.append)
     assert any(of_values in text for text in said)
     *_, of_values = damaged()

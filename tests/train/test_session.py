@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from likelier.data.chat import Encoder
 from likelier.errors import ModelError, RecipeError, RunError, TrainingStopped
 from likelier.evaluate import answers, evaluate
 from likelier.logprobs import scorer as scorer_module
@@ -24,6 +25,7 @@ from likelier.report import write_report
 from likelier.rundir import RunDir
 from likelier.train import checkpoint, session
 from likelier.train.master import MasterWeights
+from likelier.train.progress import Progress
 from likelier.train.session import train_recipe
 from tests.train.conftest import changed, interrupted
 
@@ -100,13 +102,42 @@ def test_a_second_run_with_another_beta_and_rate_scores_no_reference(recipe):
     assert second.read_manifest()["reference"]["reused"] == first.read_manifest()["reference"]["computed"]
 
 
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_records_are_tokenised_once_for_all_runs_and_again_where_the_cache_is_damaged(recipe, tmp_path, monkeypatch):
+    first = session.prepare(recipe, Said())
+    tokenised, work = [], Encoder._tokenized
+    monkeypatch.setattr(Encoder, "_tokenized", lambda self, turns, prompts: tokenised.append(len(turns)) or work(self, turns, prompts))
+    show = Said()
+    second = session.prepare(changed(recipe, objective={"beta": 0.4}, out=recipe.out + "-2"), show)
+    assert tokenised == []
+    assert (second.train.examples, second.held_out.examples) == (first.train.examples, first.held_out.examples)
+    damaged, *_ = (tmp_path / "cache" / "tokens").rglob("*.ids")
+    damaged.write_bytes(b"damage")
+    third = session.prepare(recipe, show)
+    assert len(tokenised) == 1
+    assert [line for line in show.lines if "damaged" in line] == [
+        f"{damaged}: this kept file was damaged and is set aside; what it held is computed again."
+    ]
+    assert (third.train.examples, third.held_out.examples) == (first.train.examples, first.held_out.examples)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_the_evaluation_finds_what_training_scored(recipe, monkeypatch, method):
+def test_the_evaluation_finds_what_training_scored_and_tokenised(recipe, monkeypatch, method):
     run = train_recipe(changed(recipe, train={"method": method, "max_steps": 1}, eval={"probes": False}))
     computed, fill = [], answers.fill
     monkeypatch.setattr(answers, "fill", lambda *arguments, **options: computed.append(fill(*arguments, **options)))
+    tokenised, work = [], Encoder._tokenized
+    monkeypatch.setattr(Encoder, "_tokenized", lambda self, turns, prompts: tokenised.append(len(turns)) or work(self, turns, prompts))
     evaluate(run)
     assert computed == [0]
+    assert tokenised == []
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.needs_reference])

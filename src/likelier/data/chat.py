@@ -14,14 +14,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from likelier.data.rendering import ChatTemplate, PlainText, Tokenizer, Turn, given_template
+from likelier.data.ids import TextIds, plain_backend, settled
+from likelier.data.kept_turns import EncodedTurn, KeptTurns
+from likelier.data.rendering import ChatTemplate, PlainText, Tokenizer, Turn, given_template, time_told
 from likelier.errors import DataError, ModelError
 from likelier.examples import Example, Ids, LabelledExample, PreferenceExample
 from likelier.records import Messages, Pair, Record
 
 CHUNK = 1024  # records whose texts are held at once
+
+PACKAGES = ("likelier", "transformers", "tokenizers", "jinja2")
+
+REVISION = 1
+"""Counts up when the ids of a turn change in a way that no version of a package tells: what was kept of an older one is then not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,28 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, *, chat_template: str = "own", max_length: int) -> None:
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._writer = PlainText(tokenizer) if chat_template == "none" else ChatTemplate(tokenizer, given_template(tokenizer, chat_template))
+        self._text_ids = TextIds(tokenizer)
+        given = "" if chat_template == "none" else given_template(tokenizer, chat_template)
+        self._template = _text_of(given, tokenizer)
+        self._writer = PlainText(tokenizer) if chat_template == "none" else ChatTemplate(tokenizer, given)
         self.end_token_id = int(tokenizer.convert_tokens_to_ids(self._writer.ending.token))
         self._end_ids = {self.end_token_id, *tokenizer.added_tokens_decoder}
         self._adds_bos = chat_template == "none" and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
-    def encode(self, records: Sequence[Record]) -> Encoded:
-        """All records that fit, and of pairs those whose replies differ, in their order; the others are named.
+    @property
+    def identity(self) -> str | None:
+        """The name of all that a turn's ids depend on beside the turn (hex): tokenizer, template, packages. None where that cannot be told: the
+        tokenizer is Python code, or the template asks for the time in a way of its own."""
+        backend = plain_backend(self._tokenizer)
+        if backend is None or time_told(self._template) is None:
+            return None
+        tokenizer: Any = self._tokenizer
+        rules = settled(backend, tokenizer).to_str(), tokenizer.special_tokens_map, tokenizer.split_special_tokens
+        return _sha256(repr((REVISION, rules, self._template, [version(name) for name in PACKAGES])))[:32]
+
+    def encode(self, records: Sequence[Record], kept: KeptTurns | None = None) -> Encoded:
+        """All records that fit, and of pairs those whose replies differ, in their order; the others are named. What `kept` has of this encoder's
+        `identity` is not tokenised again, and the rest is put there.
 
         Raises DataError for an empty reply, and whatever the template's rendering raises; the message names the record.
         """
@@ -70,7 +93,7 @@ class Encoder:
         prompts: dict[str, _Prompt] = {}
         for first in range(0, len(records), CHUNK):
             chunk = [(record.id or f"number {number}", record) for number, record in enumerate(records[first : first + CHUNK], first + 1)]
-            sequences = iter(self._encode([turn for name, record in chunk for turn in _turns(record, name)], prompts))
+            sequences = iter(self._encode([turn for name, record in chunk for turn in _turns(record, name)], prompts, kept))
             for name, record in chunk:
                 replies = [next(sequences) for _ in range(2 if isinstance(record, Pair) else 1)]
                 example = _example(record, replies)
@@ -99,20 +122,36 @@ class Encoder:
         """What the model is given to generate a reply: the same ids as an example's `prompt_ids`."""
         return self._prompt_ids([self._writer.prompt(Turn(messages, (), tools, "the prompt"))])[0]
 
-    def _encode(self, turns: Sequence["Turn"], prompts: dict[str, "_Prompt"]) -> list["_Sequence"]:
+    def _encode(self, turns: Sequence[Turn], prompts: dict[str, "_Prompt"], kept: KeptTurns | None = None) -> list[EncodedTurn]:
+        """Token ids of each turn, from `kept` where it has all of them. A reply that stands in several records is one turn."""
+        keys = [_key(turn.prompt, turn.tools, turn.reply) for turn in turns]
+        distinct: dict[str, Turn] = {}
+        for key, turn in zip(keys, turns, strict=True):
+            distinct.setdefault(key, turn)
+        now = time_told(self._template)
+        name = _sha256(" ".join([*(now or []), *distinct]))
+        encoded = kept.read(name) if kept else None
+        if encoded is None:
+            encoded = self._tokenized([*distinct.values()], prompts)
+            if kept and time_told(self._template) == now:
+                kept.write(name, encoded)
+        found = dict(zip(distinct, encoded, strict=True))
+        return [found[key] for key in keys]
+
+    def _tokenized(self, turns: Sequence[Turn], prompts: dict[str, "_Prompt"]) -> list[EncodedTurn]:
         """Token ids of each turn; a prompt that is met again is neither rendered nor tokenised again."""
-        keys = [repr((turn.prompt, turn.tools)) for turn in turns]
+        keys = [_key(turn.prompt, turn.tools) for turn in turns]
         fresh: dict[str, Turn] = {}
         for key, turn in zip(keys, turns, strict=True):
             if key not in prompts:
                 fresh.setdefault(key, turn)
         texts = [self._writer.prompt(turn) for turn in fresh.values()]
         ids = self._prompt_ids(texts)
-        prompts.update(zip(fresh, map(_Prompt, texts, ids, self._decode(ids)), strict=True))
+        prompts.update(zip(fresh, map(_Prompt, texts, ids, self._text_ids.texts(ids)), strict=True))
 
         prompt_of = [prompts[key] for key in keys]
         responses = [self._writer.response(turn, prompt.text) for turn, prompt in zip(turns, prompt_of, strict=True)]
-        sequences = self._check(prompt_of, responses, self._ids(responses))
+        sequences = self._check(prompt_of, responses, self._text_ids.ids(responses))
         self._mend(sequences, prompt_of, responses)
         for turn, sequence in zip(turns, sequences, strict=True):
             if sequence.response_ids[-1] not in self._end_ids:
@@ -120,15 +159,15 @@ class Encoder:
                 raise ModelError(f"{turn.name}: this tokenizer does not read the end token {token!r} as one token. Add it as a special token.")
         return sequences
 
-    def _check(self, prompts: Sequence["_Prompt"], responses: Sequence[str], ids: Sequence[Ids]) -> list["_Sequence"]:
+    def _check(self, prompts: Sequence["_Prompt"], responses: Sequence[str], ids: Sequence[Ids]) -> list[EncodedTurn]:
         """Decoded together, not the response alone: some tokenizers write a leading space only after something else."""
-        whole = self._decode([prompt.ids + response for prompt, response in zip(prompts, ids, strict=True)])
+        whole = self._text_ids.texts([prompt.ids + response for prompt, response in zip(prompts, ids, strict=True)])
         return [
-            _Sequence(prompt.ids, response_ids, spelled=not prompt.text or text == prompt.decoded + response)
+            EncodedTurn(prompt.ids, response_ids, spelled=not prompt.text or text == prompt.decoded + response)
             for prompt, response, response_ids, text in zip(prompts, responses, ids, whole, strict=True)
         ]
 
-    def _mend(self, sequences: list["_Sequence"], prompts: Sequence["_Prompt"], responses: Sequence[str]) -> None:
+    def _mend(self, sequences: list[EncodedTurn], prompts: Sequence["_Prompt"], responses: Sequence[str]) -> None:
         """Retry responses that are spelled differently on their own: sentencepiece puts a space before the first word of any text.
 
         They are tokenised behind their prompt, which is right where, and only where, the prompt keeps exactly its own tokens.
@@ -152,7 +191,7 @@ class Encoder:
     def _prompt_ids(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of texts that begin a sequence: with the beginning-of-sequence token once, and never empty."""
         bos = self._tokenizer.bos_token_id
-        all_ids = self._ids(texts)
+        all_ids = self._text_ids.ids(texts)
         for i, ids in enumerate(all_ids):
             if not ids and bos is None:
                 raise ModelError("a prompt is empty, and this tokenizer has no bos_token to stand for it. Give every record a prompt.")
@@ -160,21 +199,10 @@ class Encoder:
                 all_ids[i] = (bos, *ids)
         return all_ids
 
-    def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        if not texts:
-            return []
-        return list(map(tuple, self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]))
-
-    def _decode(self, sequences: Sequence[Ids]) -> list[str]:
-        if not sequences:
-            return []
-        return list(self._tokenizer.batch_decode([*map(list, sequences)], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
 
 def template_hash(tokenizer: Tokenizer, chat_template: str = "own") -> str:
     """SHA-256 (hex) of the chat template in use; of the empty text for "none". Raises ModelError if there is no such template."""
-    text = "" if chat_template == "none" else given_template(tokenizer, chat_template) or tokenizer.chat_template
-    return _sha256(text if isinstance(text, str) else json.dumps(text, sort_keys=True))
+    return _sha256(_text_of("" if chat_template == "none" else given_template(tokenizer, chat_template), tokenizer))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -186,16 +214,16 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return _sha256(json.dumps(rules, sort_keys=True))
 
 
+def _text_of(given: str | None, tokenizer: Tokenizer) -> str:
+    """The template in use; None is the tokenizer's own, which may be several by name."""
+    text = tokenizer.chat_template if given is None else given
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True)
+
+
 class _Prompt(NamedTuple):
     text: str
     ids: Ids
     decoded: str
-
-
-class _Sequence(NamedTuple):
-    prompt_ids: Ids
-    response_ids: Ids
-    spelled: bool  # the ids decode to the text
 
 
 def _turns(record: Record, name: str) -> list[Turn]:
@@ -203,11 +231,16 @@ def _turns(record: Record, name: str) -> list[Turn]:
     return [Turn(record.prompt, reply, record.meta.get("tools"), f"{_kind(record)} {name}{side}") for side, reply in sides.items()]
 
 
+def _key(*parts: Any) -> str:
+    """A turn, or its prompt, in full: unlike JSON's, a mapping's order counts, because templates write tools in it."""
+    return _sha256(repr(parts))
+
+
 def _kind(record: Record) -> str:
     return "pair" if isinstance(record, Pair) else "record"
 
 
-def _example(record: Record, replies: Sequence[_Sequence]) -> Example:
+def _example(record: Record, replies: Sequence[EncodedTurn]) -> Example:
     prompt_ids, first = replies[0].prompt_ids, replies[0].response_ids
     if isinstance(record, Pair):
         return PreferenceExample(prompt_ids, first, replies[1].response_ids, record.id, record.weight, record.margin)

@@ -7,6 +7,7 @@ from typing import Any
 
 from likelier.data.chat import Encoded, Encoder
 from likelier.data.formats import read_all, read_records
+from likelier.data.kept_turns import KeptTurns
 from likelier.data.leaks import check_leaks
 from likelier.data.split import prompt_key, split_pairs
 from likelier.data.version import dataset_id
@@ -75,12 +76,15 @@ class Side:
         }
 
 
-def load_sides(settings: DataSettings, encoder: Encoder, *, unpaired: bool = False) -> tuple[Side, Side]:
-    """(training, held-out). Raises DataError for unusable data, which without `unpaired` single replies are, and Refused for a prompt that stands
-    on both sides, as it is or nearly so."""
+def load_sides(settings: DataSettings, encoder: Encoder, *, unpaired: bool = False, kept: KeptTurns | None = None) -> tuple[Side, Side]:
+    """(training, held-out). What `kept` has is not tokenised again (`Encoder.encode`).
+
+    Raises DataError for unusable data, which without `unpaired` single replies are, and Refused for a prompt that stands on both sides, as it is or
+    nearly so.
+    """
     train, held_out = read_sides(settings, unpaired=unpaired)
     check_leaks(train, held_out)
-    return side_of(settings.train, train, encoder, required=True), side_of(settings.eval or settings.train, held_out, encoder)
+    return side_of(settings.train, train, encoder, required=True, kept=kept), side_of(settings.eval or settings.train, held_out, encoder, kept=kept)
 
 
 def read_sides(settings: DataSettings, *, unpaired: bool = False) -> tuple[list[Record], list[Record]]:
@@ -93,12 +97,12 @@ def _read(sources: tuple[str, ...], unpaired: bool) -> list[Record]:
     return list(read_records(*sources)) if unpaired else list(read_all(sources))
 
 
-def side_of(sources: tuple[str, ...], records: Sequence[Record], encoder: Encoder, *, required: bool = False) -> Side:
+def side_of(sources: tuple[str, ...], records: Sequence[Record], encoder: Encoder, *, required: bool = False, kept: KeptTurns | None = None) -> Side:
     """`records` as one side. Raises DataError for an unusable one, and with `required` where none is left."""
-    encoded = encoder.encode(records)
+    encoded = encoder.encode(records, kept)
     dropped = {d.id for d in encoded.dropped}
-    kept = [record for record in records if record.id not in dropped]
-    if required and not kept:
+    left = [record for record in records if record.id not in dropped]
+    if required and not left:
         first = f" The first: {encoded.dropped[0].id}: {encoded.dropped[0].reason}." if encoded.dropped else ""
         raise DataError(f"{', '.join(sources)}: nothing is left to train on ({len(dropped)} dropped).{first}")
-    return Side(sources, kept, encoded, dataset_id(kept))
+    return Side(sources, left, encoded, dataset_id(left))

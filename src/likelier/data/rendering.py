@@ -6,6 +6,7 @@ A template is a black box that renders whole conversations. What it writes aroun
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -189,6 +190,14 @@ def given_template(tokenizer: Tokenizer, chat_template: str) -> str | None:
         return Path(chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ModelError(f"model.chat_template is own, none or a Jinja file, and {chat_template!r} cannot be read: {problem}.") from None
+
+
+def time_told(template: str) -> list[str] | None:
+    """What `template` is told now where it asks for the date or the time (`strftime_now`); None where it does so in a way that is not known here."""
+    asked = re.compile(r"""strftime_now(?: is (?:not )?defined|\(\s*(['"])(?P<form>[^'"\\]+)\1\s*\))""")
+    if "strftime_now" in asked.sub("", template):
+        return None
+    return [datetime.now().strftime(found["form"]) for found in asked.finditer(template) if found["form"]]
 
 
 def _eos(tokenizer: Tokenizer) -> str:

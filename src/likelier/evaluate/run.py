@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from likelier.chunks import say_damaged
+from likelier.data.kept_turns import KeptTurns
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError
 from likelier.evaluate.answers import Answers, ask_policy, ask_reference, write
@@ -37,7 +38,7 @@ def evaluate(run: RunDir, say: Say = quiet, *, probe_files: Sequence[str] = ()) 
     files = tuple(dict.fromkeys([*subject.recipe.eval.probe_files, *probe_files]))
     recipe = subject.recipe.model_copy(update={"eval": subject.recipe.eval.model_copy(update={"probe_files": files})})
     probes_of(recipe.eval.probes, files, say)  # a file that is wrong is refused before anything is loaded
-    held_out = _held_out(run, subject)
+    held_out = _held_out(run, subject, say)
     if not held_out.records:
         say("Nothing was held out, so there is nothing to evaluate on: set data.eval or data.eval_fraction.")
         return None
@@ -70,11 +71,13 @@ def _say_of(say: Say, name: str, text: str) -> None:
     say(f"{name}: {text}")
 
 
-def _held_out(run: RunDir, subject: Subject) -> Side:
+def _held_out(run: RunDir, subject: Subject, say: Say) -> Side:
     recipe, then = subject.recipe, run.read_manifest()["data"]["eval"]["id"]
     assert recipe is not None
     assert subject.objective is not None
-    _, held_out = load_sides(recipe.data, subject.encoder, unpaired=not subject.objective.paired)
+    kept = KeptTurns(cache_dir() / "tokens", subject.encoder.identity)  # what training tokenised
+    _, held_out = load_sides(recipe.data, subject.encoder, unpaired=not subject.objective.paired, kept=kept)
+    say_damaged(kept.damaged, say)
     if held_out.id != then:
         raise RunError(
             f"{run.path}: the held-out pairs of {', '.join(held_out.sources)} are not those of this run any more (data set {held_out.id[:12]}, "

@@ -24,6 +24,7 @@ from likelier.audit.gate import check_names, open_gate
 from likelier.card import model_card
 from likelier.chunks import say_damaged
 from likelier.data.chat import Encoder, template_hash, tokenizer_hash
+from likelier.data.kept_turns import KeptTurns
 from likelier.data.load import Side, load_sides
 from likelier.errors import RunError, TrainingStopped, lacks_memory
 from likelier.examples import Example
@@ -99,7 +100,9 @@ def prepare(recipe: Recipe, show: Progress, ranks: Ranks = ALONE) -> Prepared:
     held_on = torch.device("cpu") if divides(recipe, ranks) else device
     loaded = load_model(recipe.model, dtype=DTYPES[precision], device=held_on, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
-    train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired)
+    kept = KeptTurns(cache_dir() / "tokens", encoder.identity)
+    train, held_out = load_sides(recipe.data, encoder, unpaired=not objective.paired, kept=kept)
+    say_damaged(kept.damaged, show.say)
     for side in (train, held_out):
         _announce(side, show)
     refuse_unheeded(train.examples, objective)
