@@ -1,6 +1,8 @@
 """Recomputed activations: the gradient to the last bit, fewer bytes, and only the arithmetic that was asked for."""
 
 import copy
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +129,16 @@ def test_offloading_moves_the_inputs_of_layers_and_nothing_else(monkeypatch):
     scorer = Scorer(model, engine="nodes", precision="fp32")
     torch.cat(scorer.token_logps(SHARING)).sum().backward()
     assert moved == [(1, scorer.last_tokens, 128)] * 3
+
+
+def test_the_benchmark_counts_and_times_every_way(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.setattr("sys.argv", ["recomputing.py", "--width", "192", "--rounds", "1"])
+    importlib.import_module("recomputing").main()
+    said, _, _, _, *table = capsys.readouterr().out.splitlines()
+    assert said.startswith("full, bf16, 4 layers of width 192, 747 tokens")
+    flops = {line.split(" | ")[0].removeprefix("| "): float(line.split(" | ")[1]) for line in table}
+    assert flops["false"] == flops["selective"] == 1 < flops["every other"] < flops["true"] == flops["offload"] < 1.5
 
 
 def test_without_gradient_nothing_is_kept():

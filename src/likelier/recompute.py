@@ -24,7 +24,7 @@ PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::_grouped_mm": 0, "bitsandbyt
 """Products with a weight, and which of their arguments holds the activations, (…, inner)."""
 
 ATTENTION = {
-    *(f"aten::_scaled_dot_product_{kernel}_attention" for kernel in ("flash", "efficient", "cudnn", "fused")),
+    *(f"aten::_scaled_dot_product_{kernel}_attention" for kernel in ("flash", "efficient", "cudnn")),
     *("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_flash_attention_forward", "torch_attn::_varlen_attn"),
 }
 

@@ -8,7 +8,8 @@ With T tokens and E scored edges in a batch, a bytes a number of the forward pas
     optimizer      8Q: two moments of AdamW; in 8 bits 2.03Q (train/optimizer.py)
     activations    T · [a · Σ (inputs + outputs of a linear layer) + (4 − a) · Σ (widths of norms, which compute in fp32)], and as much again for
                    one layer, whose gradients stand beside them. DoRA keeps 2a · T · Σ outputs more. With gradient checkpointing both for one
-                   layer, and of all layers T · a · width, selective with a · outputs and what was attended besides; offload none
+                   layer, and of all layers T · a · width; `selective` besides T · (a · outputs of linear layers + width of attention ·
+                   (a; 4 on a CPU)); `offload` nothing on a GPU (recompute.py)
     one weight     the largest linear one as a pass uses it: a bytes a number where it is unpacked, 3a where DoRA works out its norm
     head           what logprobs/head.py keeps for the backward pass: slopes min(a·E·V, KEPT_BYTES), or with a frozen head a·E·D,
                    blocks of logits while it works, and a second gradient of its weight before the two are added
@@ -17,6 +18,11 @@ With T tokens and E scored edges in a batch, a bytes a number of the forward pas
 
 Σ over linear layers stands for what they keep: inputs, and outputs that attention and the activation function keep. It is exact to about a fifth for
 models of Llama's kind, and a guess for mixtures of experts. Engine "plain" keeps all logits.
+
+On a GPU the same is counted but for what a CPU alone needs (attention in fp32, the program, bitsandbytes' steps), and the head's blocks are larger.
+Attention is counted as one fused kernel's, which keeps queries, keys, values and outputs. Where keys and values of a prompt are copied for each of
+its replies, the copies come on top: 2a · key width for each token of a reply's path, in each layer. The context of CUDA and what its allocator cannot
+use are in no sum.
 """
 
 from collections.abc import Iterable, Iterator
