@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from likelier import recompute
 from likelier.logprobs.scorer import Scorer
@@ -48,6 +48,21 @@ def test_the_gradient_is_that_without(architecture, engine, how):
     assert again.equal(values)
     assert regained.keys() == gradients.keys()
     assert all(regained[name].equal(gradients[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_the_gradient_of_a_mixture_of_experts_is_that_without(how):
+    """Whose router chooses again."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    torch.manual_seed(0)
+    base = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=400, **sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48))
+    found = []
+    for way in (False, how):
+        model = copy.deepcopy(base)
+        recompute_activations(model, way)
+        found.append(values_and_gradients(model, Scorer(model, engine="nodes", precision="fp32").token_logps(SHARING)))
+    assert all(gradient.equal(found[1][1][name]) for name, gradient in found[0][1].items())
+    assert found[0][1].keys() == found[1][1].keys()
 
 
 @pytest.mark.parametrize("how", WAYS)

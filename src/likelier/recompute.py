@@ -28,6 +28,9 @@ ATTENTION = {
     *("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_flash_attention_forward", "torch_attn::_varlen_attn"),
 }
 
+PLAIN: Any = {"use_reentrant": False, "preserve_rng_state": False}
+"""torch's options: dropout is off (pitfall 10), so that no layer draws a random number."""
+
 
 def recompute_activations(model: Any, how: Recomputing = True) -> None:
     """From here on the layers of `model` keep what `how` says."""
@@ -35,7 +38,7 @@ def recompute_activations(model: Any, how: Recomputing = True) -> None:
         return
     # The installed transformers has one of two names for it.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable(dict(PLAIN))
     ranks = {weight.shape[1] for name, weight in model.named_parameters() if "lora_B" in name}
     runs: dict[Any, Callable[..., Any]] = {"selective": partial(_keep_selected, ranks), "offload": _keep_elsewhere}
     for module in model.modules() if how in runs else ():
@@ -45,7 +48,7 @@ def recompute_activations(model: Any, how: Recomputing = True) -> None:
 
 def _keep_selected(ranks: set[int], layer: Callable[..., Any], *inputs: Any) -> Any:
     contexts = partial(create_selective_checkpoint_contexts, partial(_is_kept, ranks))
-    return checkpoint(partial(_casting_anew, layer), *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(partial(_casting_anew, layer), *inputs, **PLAIN, context_fn=contexts)
 
 
 def _is_kept(ranks: set[int], _: Any, operation: Any, *arguments: Any, **options: Any) -> bool:
@@ -67,4 +70,4 @@ def _casting_anew(layer: Callable[..., Any], *inputs: Any) -> Any:
 
 def _keep_elsewhere(layer: Callable[..., Any], *inputs: Any) -> Any:
     with save_on_cpu(pin_memory=torch.cuda.is_available()):
-        return checkpoint(layer, *inputs, use_reentrant=False)
+        return checkpoint(layer, *inputs, **PLAIN)
