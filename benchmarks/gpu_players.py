@@ -10,8 +10,9 @@ import torch
 
 from gpu_cases import SEED, Case, build_model, count_weights
 from likelier.errors import lacks_memory
-from likelier.models import add_adapter, recompute_activations
+from likelier.models import add_adapter
 from likelier.recipe import AdapterSettings, TrainSettings
+from likelier.recompute import recompute_activations
 from likelier_side import LikelierSide, Steps, unique_tokens
 
 WARM_UP = 2

@@ -21,12 +21,12 @@ from likelier.models import (
     fingerprint,
     load_model,
     load_trained,
-    recompute_activations,
     save_trained,
     trainable,
     weights_dtype,
 )
 from likelier.recipe import AdapterSettings, ModelSettings
+from likelier.recompute import recompute_activations
 from tests.conftest import built_model, built_tokenizer
 
 IDS = torch.tensor([[3, 61, 40, 71, 50, 90, 22, 63]])

@@ -4,11 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from likelier.cli import COMMANDS, main
+from likelier.cli.common import _switches, with_recipe
 from likelier.data.formats import write_pairs
 from tests.audit import corpus
 from tests.train.conftest import model_folder, pair_rows  # noqa: F401  (a fixture)
@@ -47,6 +49,33 @@ def test_help_imports_no_torch(command):
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code, *command.split(), "--help"], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        ("--train.gradient_checkpointing true", "gradient_checkpointing", True),
+        ("--train.gradient-checkpointing false", "gradient_checkpointing", False),
+        ("--train.gradient_checkpointing selective", "gradient_checkpointing", "selective"),
+        ("--train.gradient_checkpointing --train.seed 3", "gradient_checkpointing", True),
+        ("--train.seed 3 --train.gradient_checkpointing", "gradient_checkpointing", True),
+        ("--train.fsdp true", "fsdp", True),
+        ("--train.fsdp False", "fsdp", False),
+        ("--train.fsdp", "fsdp", True),
+        ("--train.no-fsdp", "fsdp", False),
+    ],
+)
+def test_what_is_true_or_false_is_said_as_in_a_recipe(words, name, value, recipe_file):
+    @dataclass(kw_only=True)
+    class Nothing:
+        pass
+
+    recipe = with_recipe("train", "", Nothing, [str(recipe_file), *words.split()], "")[1]
+    assert getattr(recipe.train, name) == value
+
+
+def test_words_that_happen_to_be_true_stay_words(recipe_file):
+    assert _switches(["--log.name", "true", "--eval.probes", "false", "--fresh"]) == ["--log.name", "true", "--eval.probes", "False", "--fresh"]
 
 
 def test_train_evaluate_report(capsys, recipe_file, tmp_path):

@@ -19,7 +19,22 @@ FLOORS = {
     **dict.fromkeys(["user_code", "weights"], 0),
     **dict.fromkeys(["agreement", "data", "objectives", "metrics", "win_rates"], 1),
     **dict.fromkeys(
-        ["adapters", "audit", "card", "changes", "four_bits", "judge", "logprobs", "models", "generation", "probes", "subject", "wording"], 2
+        [
+            "adapters",
+            "audit",
+            "card",
+            "changes",
+            "four_bits",
+            "judge",
+            "logprobs",
+            "models",
+            "generation",
+            "probes",
+            "recompute",
+            "subject",
+            "wording",
+        ],
+        2,
     ),
     **dict.fromkeys(["train", "evaluate", "compare", "mine", "report", "label", "score", "verify", "export"], 3),
     **dict.fromkeys(["pipeline", "sweep"], 4),

@@ -69,7 +69,7 @@ FULL = {
         "optimizer": "adamw-8bit",
         "bf16_weights": "stochastic-rounding",
         "precision": "bf16",
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": "selective",
         "fsdp": True,
         "seed": 5,
         "eval_every": 7,

@@ -205,12 +205,6 @@ def add_adapter(model: Any, settings: AdapterSettings, *, seed: int) -> Any:
     return leave_casting_to_autocast(adapted)
 
 
-def recompute_activations(model: Any) -> None:
-    """Turn on activation checkpointing, under the name that the installed transformers has for it."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
     """Within it the model is its reference: the adapter is off, or is the one that the run began with. A model without an adapter is as it is."""

@@ -24,6 +24,7 @@ from likelier.section import (
     NotNegative,
     Positive,
     PositiveFraction,
+    Recomputing,
     Section,
 )
 from likelier.thresholds import AuditSettings
@@ -167,8 +168,9 @@ class TrainSettings(Section):
     """Steps whose loss or gradient is not finite are skipped; the run stops at the next one after so many."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward and backward pass. auto: bf16 where the processor is fast at it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Recomputing = False
+    """Recompute activations in the backward pass: `selective` what costs little (half the memory), true whole layers (a quarter to a half more
+    arithmetic), `offload` those and keep their inputs in main memory."""
     fsdp: bool = False
     """Several processes (docs/distributed.md): each holds a part of the weights, their gradients and the optimizer's moments, not all of them."""
     seed: int = 0

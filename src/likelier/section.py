@@ -15,6 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Alignment = Literal["sampled", "none"]
 Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
+Recomputing = Literal[False, "selective", True, "offload"]
 
 
 class Section(BaseModel):

@@ -38,13 +38,21 @@ SOUND = Facts(
 )
 FULL = replace(SOUND, method="full", learning_rate=1e-6)
 KTO = replace(SOUND, objective="kto", terms=("kto",), settings={**TABLE["kto"].hyperparameters}, paired=False)
+LESS = {"selective": 60, True: 20, "offload": 10}
 
 CASES = [
     ("memory", Weight.PROBLEM, "tokens_per_batch smaller", replace(SOUND, fits=False)),
     ("memory", Weight.PROBLEM, "train.method: qlora", replace(SOUND, fits=False)),
     ("memory", Weight.PROBLEM, "train.optimizer: adamw-8bit, train.method: lora", replace(FULL, fits=False)),
     ("memory", Weight.PROBLEM, "8bit, train.bf16_weights: stochastic-rounding, ", replace(FULL, fits=False, precision="bf16")),
-    ("memory", Weight.WARNING, "gradient_checkpointing: true", replace(SOUND, fits=None, memory_needed=101)),
+    ("memory", Weight.WARNING, "gradient_checkpointing: selective,", replace(SOUND, fits=None, memory_needed=101, memory_recomputing=LESS)),
+    (
+        "memory",
+        Weight.WARNING,
+        "gradient_checkpointing: true,",
+        replace(SOUND, fits=None, memory_needed=101, memory_free=59, memory_recomputing=LESS),
+    ),
+    ("memory", Weight.WARNING, "_checkpointing: offload,", replace(SOUND, fits=None, memory_needed=101, memory_free=9, memory_recomputing=LESS)),
     ("reference-room", Weight.PROBLEM, "orpo or simpo", replace(SOUND, reference_bytes=101)),
     ("disk", Weight.PROBLEM, "out: a folder on another disk", replace(SOUND, disk_bytes=101)),
     ("unpaired", Weight.PROBLEM, "objective.name: kto", replace(SOUND, pairs=900, good=60, bad=40)),
@@ -121,7 +129,7 @@ def test_the_weights_that_kto_is_advised_to_take_need_no_further_advice(good, ba
 
 
 def test_what_is_done_already_is_no_way_to_take_less():
-    frugal = {"optimizer": "adamw-8bit", "recomputes": True, "fits": False, "disk_bytes": 101}
+    frugal = {"optimizer": "adamw-8bit", "fits": False, "disk_bytes": 101}
     for facts in (replace(SOUND, method="qlora", **frugal), replace(FULL, bf16_weights="stochastic-rounding", precision="bf16", **frugal)):
         told = " ".join(advice.change for advice in advise(facts))
         for done in ("gradient_checkpointing", "adamw-8bit", "stochastic-rounding", "qlora"):

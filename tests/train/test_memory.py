@@ -3,16 +3,21 @@
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from likelier.models import trainable
-from likelier.recipe import TrainSettings
+from likelier.logprobs.attention import NODE_ATTENTION
+from likelier.models import add_adapter, trainable
+from likelier.recipe import AdapterSettings, TrainSettings
+from likelier.recompute import recompute_activations
 from likelier.train import checkpoint
 from likelier.train.master import MasterWeights
 from likelier.train.memory import BatchSize, Peak, estimate, free, no_more_than, resident
@@ -71,11 +76,12 @@ def passed(prepared, weights: MasterWeights, batch) -> None:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that come and go; `peak` is the most that there were."""
+    """Counts the bytes of tensors that come and go, `besides` those; `peak` is the most that there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, besides: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.sizes: dict[int, int] = {}
+        self.besides = [tensor.untyped_storage() for tensor in besides]
+        self.sizes: dict[int, int] = {storage._cdata: 0 for storage in self.besides}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -97,6 +103,11 @@ PASSES = {
     "lora-fp32": {"train": {"precision": "fp32"}},
     "dora": {"adapter": {"dora": True}},
     "qlora": {"train": {"method": "qlora"}},
+    "lora-selective": {"train": {"gradient_checkpointing": "selective"}},
+    "lora-recomputed": {"train": {"gradient_checkpointing": True}},
+    "full": {"train": {"method": "full", "bf16_weights": "stochastic-rounding"}},
+    "full-selective": {"train": {"method": "full", "bf16_weights": "stochastic-rounding", "gradient_checkpointing": "selective"}},
+    "qlora-selective": {"train": {"method": "qlora", "gradient_checkpointing": "selective"}},
     "qlora-dora-recomputed": {"train": {"method": "qlora", "gradient_checkpointing": True}, "adapter": {"dora": True}},
     "head": {"adapter": {"targets": "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head"}},
 }
@@ -104,18 +115,19 @@ PASSES = {
 
 @pytest.mark.parametrize("name", PASSES)
 def test_what_a_pass_takes_is_near_what_the_arithmetic_says(name, recipe, middling_folder):
-    """Tensors counted at their most: a fifth less to two fifths more; with recomputed activations to three quarters more."""
+    """Tensors counted at their most: a fifth less to half as much again; with recomputed activations to three quarters more: the one layer
+    that is whole again is one of four."""
     sections = {"model": {"name": str(middling_folder)}, "objective": {"name": "orpo"}, **PASSES[name]}
     recipe = changed(recipe, **{**sections, "train": {"pairs_per_step": 12, "max_steps": 1, "precision": "bf16", **sections.get("train", {})}})
     prepared = prepare(recipe, Progress())
     seen, batches = outlook(prepared, None)
     weights = MasterWeights.of(prepared.policy.model, recipe.model)
     worst = max(batches, key=lambda batch: batch_tokens(batch, pads=False))
-    with Live() as live:
+    with Live(besides=prepared.policy.model.parameters()) as live:
         passed(prepared, weights, worst)
     estimated = sum(part.bytes for part in seen.memory if part.name in ("gradients", "activations", "one weight", "head"))
-    assert live.peak > 8e6
-    assert 0.8 < estimated / live.peak < (1.75 if recipe.train.gradient_checkpointing else 1.4)
+    assert live.peak > 5e6
+    assert 0.8 < estimated / live.peak < (1.75 if recipe.train.gradient_checkpointing else 1.5)
 
 
 @pytest.mark.parametrize("name", ["qlora", "masters", "rounded-8bit"])
@@ -212,13 +224,55 @@ def test_the_arithmetic_of_the_estimate(chat_model):
     assert parts["activations"] == 100 * 4 * (2 * a_layer + a_layer)
     assert parts["head"] == logits + 4 * logits + 4 * 320 * 32
     frugal = estimated(gradient_checkpointing=True)
-    assert frugal["activations"] == 100 * 4 * (2 * 32 + 2 * a_layer)
+    assert frugal["activations"] == 100 * 4 * (32 + 2 * a_layer)
+    outputs = 32 + 16 + 16 + 32 + 48 + 48 + 32
+    assert estimated(gradient_checkpointing="selective")["activations"] == 100 * 4 * (32 + outputs + 32 + 2 * a_layer)
+    assert estimated(gradient_checkpointing="offload")["activations"] == frugal["activations"], "where main memory is all there is"
+    chat_model.to("meta")
+    assert estimated(gradient_checkpointing="offload")["activations"] == 100 * 4 * 2 * a_layer
+    chat_model.to_empty(device="cpu")
     chat_model.bfloat16()
     half = estimated(precision="bf16")
     assert (half["weights"], half["masters"], half["gradients"]) == (2 * parameters, 4 * parameters, 6 * parameters)
     assert half["activations"] == 100 * 3 * a_layer * 2 + 100 * (2 * 5 * 32 + 5 * 32)
     rounded = estimated(precision="bf16", method="full", bf16_weights="stochastic-rounding")
     assert ("masters" in rounded, rounded["gradients"]) == (False, 4 * parameters)
+
+
+class FusedAttention:
+    """One fused kernel over all tokens, as on a GPU: it keeps what goes in, what comes out, and a sum a head and token."""
+
+    def __call__(self, query, key, value, *, scale, window):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[0]
+
+
+def kept_of_8b(layers: int, how, method: str, tokens: int = 512) -> tuple[float, float]:
+    """Bytes a token that the forward pass of so many layers of Llama-3.1-8B leaves behind, counted on tensors without values, and by arithmetic."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": layers}
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes)).bfloat16()
+    if method == "lora":  # in bf16: the meta device has no autocast that would round it
+        model = add_adapter(model, AdapterSettings(), seed=0).bfloat16()
+    model.config._attn_implementation = NODE_ATTENTION
+    recompute_activations(model, how)
+    body = model.train().get_decoder()
+    ids, positions = torch.zeros(1, tokens, dtype=torch.long, device="meta"), torch.arange(tokens, device="meta")[None]
+    with Live(besides=model.parameters()) as live:
+        hidden = body(input_ids=ids, position_ids=positions, use_cache=False, tree_attention=FusedAttention())
+        held = live.now
+    del hidden
+    settings = TrainSettings(method=method, gradient_checkpointing=how)
+    parts = estimate(model, settings, engine="nodes", precision="bf16", batch=BatchSize(tokens, 1))
+    return held / tokens, next(part.bytes for part in parts if part.name == "activations") / tokens
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("how, by", [(False, 0.12), ("selective", 0.01), (True, 0.01)])
+def test_at_true_size_a_layer_keeps_what_the_arithmetic_says(how, by, method):
+    """What one layer more keeps: of Llama's 200 kB a token in bf16 (185 with LoRA) 11% are not in the sum, of what waits where layers are computed
+    again all are."""
+    few, many = (kept_of_8b(layers, how, method) for layers in (20, 24))
+    assert many[1] - few[1] == pytest.approx(many[0] - few[0], rel=by)
 
 
 def test_a_step_that_needs_more_than_a_pass_is_in_the_sum(chat_model):

@@ -115,7 +115,7 @@ def scored_sequences(cache: Path) -> list[bytes]:
         ({"objective": {"name": "aot"}}, (2,)),
         ({"train": {"method": "lora", "fsdp": True}}, (2,)),
         ({"train": {"method": "full", "fsdp": True}}, (2, 4)),
-        ({"train": {"method": "full", "fsdp": True, "gradient_checkpointing": True}, "objective": {"name": "kto"}}, (2,)),
+        ({"train": {"method": "full", "fsdp": True, "gradient_checkpointing": "selective"}, "objective": {"name": "kto"}}, (2,)),
     ],
     ids=["lora", "full", "kto", "aot", "fsdp-lora", "fsdp-full", "fsdp-recomputed-kto"],
 )

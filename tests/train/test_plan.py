@@ -11,9 +11,11 @@ from likelier.cli import main
 from likelier.data.chat import Dropped
 from likelier.logprobs.scorer import Scorer
 from likelier.models import fingerprint, trainable
+from likelier.recipe import TrainSettings
 from likelier.rundir import RunDir
 from likelier.train import plan as plan_module
 from likelier.train import session, trial
+from likelier.train.memory import takes_less
 from likelier.train.outlook import announce, essence, outlook
 from likelier.train.plan import plan_recipe
 from likelier.train.plan_terminal import duration, show_plan
@@ -228,6 +230,19 @@ def test_facts_come_from_recipe_data_and_audit(alone, recipe):
     assert not facts.end_logp
 
 
+def test_what_takes_less_is_said_with_what_it_takes(recipe):
+    """Cheapest first, and only what is not done yet; offloading is for a GPU."""
+    facts = {
+        how: outlook(prepare(changed(recipe, train={"gradient_checkpointing": how}), Progress()), None)[0].facts for how in (False, "selective", True)
+    }
+    assert facts[False].memory_recomputing == {how: facts[how].memory_needed for how in ("selective", True)}
+    assert facts["selective"].memory_recomputing == {True: facts[True].memory_needed}
+    assert facts[True].memory_recomputing == {}
+    assert facts[False].memory_needed > facts["selective"].memory_needed > facts[True].memory_needed
+    assert takes_less(TrainSettings(), torch.device("cuda")) == ["selective", True, "offload"]
+    assert takes_less(TrainSettings(gradient_checkpointing="offload"), torch.device("cpu")) == []
+
+
 def test_a_base_model_is_warned_about(recipe):
     """T11: one without a template; and one that hardly ever ends a reply."""
     bare = changed(recipe, model={"chat_template": "none"})
@@ -240,12 +255,26 @@ def test_a_base_model_is_warned_about(recipe):
 
 
 def test_in_the_terminal_eighty_columns_are_enough(recipe, capsys, monkeypatch):
+    recipe = changed(recipe, train={"fsdp": True})
     plan = plan_recipe(changed(recipe, objective={"name": "ipo"}))
     dropped = {f"pair-{n}": Dropped(f"pair-{n}", "2000 tokens, data.max_length is 1024").reason for n in range(5)}
     show_plan(replace(plan, outlook=replace(plan.outlook, dropped=dropped)), recipe, Console(width=80, force_terminal=False))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    for word in ("prompt", "17 of 4 records", "5 records", "pair-2", "optimizer", "by arithmetic", "already in store: 0 of", "checkpoint", "in all"):
+    for word in (
+        "train.gradient_checkpointing: selective",
+        "train.gradient_checkpointing: true",
+        "each of N",
+        "prompt",
+        "17 of 4 records",
+        "5 records",
+        "pair-2",
+        "optimizer",
+        "by arithmetic",
+        "already in store: 0 of",
+        "checkpoint",
+        "in all",
+    ):
         assert word in out, word
     assert "pair-3" not in out
 

@@ -46,7 +46,7 @@ WAYS = {
     "qlora": Way({"method": "qlora"}),
     "qlora-start-bf16": Way({"method": "qlora", "precision": "bf16", "gradient_checkpointing": True}, {"start": "dora"}),
     "8bit-lora": Way({"optimizer": "adamw-8bit"}, {"rank": 128}),
-    "8bit-masters": Way({"method": "full", "precision": "bf16", "optimizer": "adamw-8bit", "gradient_checkpointing": True}),
+    "8bit-masters": Way({"method": "full", "precision": "bf16", "optimizer": "adamw-8bit", "gradient_checkpointing": "selective"}),
     "rounded": Way({"method": "full", "precision": "bf16", "bf16_weights": "stochastic-rounding"}),
     "rounded-8bit": Way({"method": "full", "precision": "bf16", "bf16_weights": "stochastic-rounding", "optimizer": "adamw-8bit"}),
 }

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 if TYPE_CHECKING:
     from likelier.recipe import Recipe
@@ -26,7 +27,9 @@ def with_recipe(name: str, usage: str, options: Any, arguments: Sequence[str], d
         accept: tuple[str, ...] = ()
         """Checks of the audit whose fatal findings are no reason not to train; written into manifest and report."""
 
-    command = tyro.cli(Command, prog=f"likelier {name} RECIPE", args=rest, default=Command(recipe=loaded), description=cleandoc(description or ""))
+    command = tyro.cli(
+        Command, prog=f"likelier {name} RECIPE", args=_switches(rest), default=Command(recipe=loaded), description=cleandoc(description or "")
+    )
     settings = command.recipe.model_dump(mode="json")
     settings["audit"]["accept"] += command.accept
     return command, parse_recipe(settings, where=str(path))
@@ -41,6 +44,30 @@ def _leading_path(arguments: Sequence[str], usage: str) -> tuple[str | None, lis
     if any(word in ("-h", "--help") for word in arguments):
         return None, list(arguments)
     raise RequestError(f"no recipe was given. Usage: {usage}. The recipes/ folder has ones to start from.")
+
+
+def _switches(words: Sequence[str]) -> list[str]:
+    """`true` and `false` as recipes have them, in tyro's words: `--a.b` or `--a.no-b` for what is nothing else, `True` or `False` for what may be.
+    A bare `--a.b` is true."""
+    told: list[str] = []
+    for word, following in pairwise([*words, "--"]):
+        kind = _type_of(told[-1]) if told and word.lower() in ("true", "false") else None
+        if kind is bool:
+            told[-1] = told[-1] if word.lower() == "true" else told[-1].replace(".", ".no-", 1)
+        else:
+            told.append(word.capitalize() if kind not in (None, str) else word)
+        if _type_of(word) not in (None, bool) and True in get_args(_type_of(word)) and following.startswith("--"):
+            told.append("True")
+    return told
+
+
+def _type_of(word: str) -> Any:
+    """Of the setting that `--section.name` names; None for any other word."""
+    from likelier.recipe import Recipe
+
+    section, _, name = word.removeprefix("--").replace("-", "_").partition(".")
+    fields = getattr(Recipe.model_fields[section].annotation, "model_fields", {}) if section in Recipe.model_fields else {}
+    return fields[name].annotation if word.startswith("--") and name in fields else None
 
 
 @contextmanager

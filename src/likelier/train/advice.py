@@ -8,6 +8,7 @@ from typing import Any
 
 from likelier.objectives.table import TABLE, Objective, parse_sum
 from likelier.recipe import Recipe
+from likelier.section import Recomputing
 
 
 class Weight(IntEnum):
@@ -58,7 +59,6 @@ class Facts:
     rejected_length: float | None = None
     optimizer: str = "adamw"  # and the next two as in the recipe
     bf16_weights: str = "fp32-master"
-    recomputes: bool = False  # train.gradient_checkpointing
     precision: str = "fp32"  # or bf16: what `auto` became
     findings: Mapping[str, str] = field(default_factory=dict)  # check of the audit → verdict
     parameters: int = 0  # of the model
@@ -66,6 +66,7 @@ class Facts:
     end_logp: float | None = None  # mean log-probability, under the untrained model, of the end token after a good reply
     memory_needed: int | None = None  # bytes, and those that are free
     memory_free: int | None = None
+    memory_recomputing: Mapping[Recomputing, int] = field(default_factory=dict)  # bytes needed with a `gradient_checkpointing` that takes less
     fits: bool | None = None  # whether the worst batch, really tried, did
     reference_bytes: int = 0  # to be written to the reference store
     disk_bytes: int = 0  # to be written to the run directory
@@ -93,7 +94,6 @@ def facts_of(recipe: Recipe, objective: Objective, **known: Any) -> Facts:
         tokens_per_batch=recipe.train.tokens_per_batch,
         optimizer=recipe.train.optimizer,
         bf16_weights=recipe.train.bf16_weights,
-        recomputes=recipe.train.gradient_checkpointing,
         margin_scale=objective.margin_scale,
         max_length=recipe.data.max_length,
         **known,
@@ -139,15 +139,21 @@ KTO_BALANCE = (1.0, 1.5)
 
 def less_memory(facts: Facts) -> str:
     """What takes less memory and is not done yet: first what changes nothing, then other ways to train, then other data."""
-    full = facts.method == "full"
+    full, recomputing = facts.method == "full", recomputing_enough(facts)
     ways = {
-        "train.gradient_checkpointing: true": not facts.recomputes,
+        f"train.gradient_checkpointing: {str(recomputing).lower()}": recomputing,
         "train.optimizer: adamw-8bit": full and facts.optimizer == "adamw",
         "train.bf16_weights: stochastic-rounding": full and facts.precision == "bf16" and facts.bf16_weights == "fp32-master",
         "train.method: lora": full,
         "train.method: qlora": facts.method == "lora",
     }
     return ", ".join(["train.tokens_per_batch smaller", *(way for way, helps in ways.items() if helps), "or data.max_length smaller"])
+
+
+def recomputing_enough(facts: Facts) -> Recomputing:
+    """The cheapest `gradient_checkpointing` that fits by arithmetic, and if none does the one that takes least; False where none takes less."""
+    fits = [how for how, needed in facts.memory_recomputing.items() if facts.memory_free is None or needed <= facts.memory_free]
+    return next(iter(fits or list(facts.memory_recomputing)[::-1]), False)
 
 
 def memory(facts: Facts) -> Iterator[Advice]:

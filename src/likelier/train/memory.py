@@ -7,8 +7,9 @@ With T tokens and E scored edges in a batch, a bytes a number of the forward pas
     gradients      4Q, and 2Q more beside masters, where a backward pass makes them in bf16 before they are added up
     optimizer      8Q: two moments of AdamW; in 8 bits 2.03Q (train/optimizer.py)
     activations    T · [a · Σ (inputs + outputs of a linear layer) + (4 − a) · Σ (widths of norms, which compute in fp32)], and as much again for
-                   one layer, whose gradients stand beside them. DoRA keeps 2a · T · Σ outputs more. With gradient checkpointing
-                   T · a · layers · width, and both for one layer.
+                   one layer, whose gradients stand beside them. DoRA keeps 2a · T · Σ outputs more. With gradient checkpointing both for one
+                   layer, and of all layers T · a · width; `selective` besides T · (a · outputs of linear layers + width of attention ·
+                   (a; 4 on a CPU)); `offload` nothing on a GPU (recompute.py)
     one weight     the largest linear one as a pass uses it: a bytes a number where it is unpacked, 3a where DoRA works out its norm
     head           what logprobs/head.py keeps for the backward pass: slopes min(a·E·V, KEPT_BYTES), or with a frozen head a·E·D,
                    blocks of logits while it works, and a second gradient of its weight before the two are added
@@ -17,9 +18,14 @@ With T tokens and E scored edges in a batch, a bytes a number of the forward pas
 
 Σ over linear layers stands for what they keep: inputs, and outputs that attention and the activation function keep. It is exact to about a fifth for
 models of Llama's kind, and a guess for mixtures of experts. Engine "plain" keeps all logits.
+
+On a GPU the same is counted but for what a CPU alone needs (attention in fp32, the program, bitsandbytes' steps), and the head's blocks are larger.
+Attention is counted as one fused kernel's, which keeps queries, keys, values and outputs. Where keys and values of a prompt are copied for each of
+its replies, the copies come on top: 2a · key width for each token of a reply's path, in each layer. The context of CUDA and what its allocator cannot
+use are in no sum.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +41,7 @@ from likelier.four_bits import held_bytes, packing, true_shape
 from likelier.logprobs.head import KEPT_BYTES, SOFTMAX_BYTES, WORKING_BYTES
 from likelier.models import count_parameters, trainable
 from likelier.recipe import TrainSettings
+from likelier.section import Recomputing
 from likelier.train.optimizer import expected_state_bytes, step_bytes
 
 PROGRAM = 600 * 10**6
@@ -90,38 +97,68 @@ def estimate(model: nn.Module, settings: TrainSettings, *, engine: str, precisio
     return [part for part in parts if part.bytes]
 
 
+def added(parts: Iterable[Part]) -> int:
+    """Bytes of what a run takes beside its model and the program: what must be free once the model is there."""
+    return sum(part.bytes for part in parts if part.name not in ("weights", "program"))
+
+
+def takes_less(settings: TrainSettings, device: torch.device) -> list[Recomputing]:
+    """What `gradient_checkpointing` may be that takes less memory than now, what costs least time first. Offloading is for memory that is not main
+    memory."""
+    ways: tuple[Recomputing, ...] = (False, "selective", True, "offload")
+    further = ways[ways.index(settings.gradient_checkpointing) + 1 :]
+    return [how for how in further if how != "offload" or device.type == "cuda"]
+
+
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of all weights as the model holds them."""
     return sum(held_bytes(p) for p in model.parameters())
 
 
-def _activations(model: nn.Module, narrow: int, checkpointing: bool, tokens: int) -> Part:
+def _activations(model: nn.Module, narrow: int, recomputing: Recomputing, tokens: int) -> Part:
     config: Any = getattr(model, "config", None)
-    shapes = [true_shape(weight) for weight in _weights_of_layers(model)]
+    shapes = [true_shape(weight) for _, weight in _weights_of_layers(model)]
     linear, norms = (sum(sum(shape) for shape in shapes if len(shape) == dimensions) for dimensions in (2, 1))
     layers = getattr(config, "num_hidden_layers", 1)
     of_all = narrow * linear + (4 - narrow) * norms + 2 * narrow * _lengths_trained(model)
-    a_token = of_all + of_all // layers
-    if checkpointing:
-        a_token = narrow * layers * config.hidden_size + 2 * of_all // layers
-    how = ", recomputed layer by layer" if checkpointing else ""
+    if recomputing:
+        kept = _kept_between(model, narrow, recomputing)
+        a_token = kept - kept // layers + 2 * of_all // layers  # one layer is whole again, with its gradients
+        how = f", recomputed {'but for products' if recomputing == 'selective' else 'layer by layer'}"
+    else:
+        a_token, how = of_all + of_all // layers, ""
     return Part("activations", f"{tokens:,} tokens × {a_token:,}{how}", tokens * a_token)
 
 
+def _kept_between(model: nn.Module, narrow: int, recomputing: Recomputing) -> int:
+    """Bytes a token that wait for the backward pass where layers are computed again (recompute.py)."""
+    config: Any = model.config
+    device = next(model.parameters()).device.type
+    if recomputing == "offload" and device != "cpu":  # where main memory is another
+        return 0
+    inputs: int = narrow * config.num_hidden_layers * config.hidden_size
+    if recomputing != "selective":
+        return inputs
+    outputs = sum(getattr(module, "nf", true_shape(weight)[0]) for module, weight in _weights_of_layers(model) if len(true_shape(weight)) == 2)
+    heads = config.num_attention_heads
+    attended: int = config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return inputs + narrow * outputs + (4 if device == "cpu" else narrow) * attended  # on a CPU attention computes in fp32
+
+
 def _one_weight(model: nn.Module, narrow: int) -> Part:
-    largest = max(_weights_of_layers(model), key=lambda weight: true_shape(weight).numel())
+    largest = max((weight for _, weight in _weights_of_layers(model)), key=lambda weight: true_shape(weight).numel())
     copies = 3 if _lengths_trained(model) else 1 if packing(largest) is not None else 0
     numbers = true_shape(largest).numel()
     return Part("one weight", f"{numbers:,} × {copies * narrow}, while it is used", numbers * copies * narrow)
 
 
-def _weights_of_layers(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Of linear layers and norms: not of embeddings, the head and adapters."""
+def _weights_of_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Of linear layers and norms, each with its module: not of embeddings, the head and adapters."""
     head, belongs = _head_of(model), belongs_to_adapter(model)
     heads = (head, getattr(head, "base_layer", head))
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) and all(module is not each for each in heads):
-            yield from (w for what, w in module.named_parameters(recurse=False) if what == "weight" and not belongs(f"{name}.{what}"))
+            yield from ((module, w) for what, w in module.named_parameters(recurse=False) if what == "weight" and not belongs(f"{name}.{what}"))
 
 
 def _lengths_trained(model: nn.Module) -> int:

@@ -13,8 +13,9 @@ from likelier.logprobs.tree import PromptResponse, count_unique_tokens
 from likelier.model_files import cache_dir
 from likelier.models import count_parameters, trainable
 from likelier.recipe import TrainSettings
+from likelier.section import Recomputing
 from likelier.train.advice import Advice, Facts, advise, facts_of, gigabytes
-from likelier.train.memory import BatchSize, Part, estimate, free, weights_bytes
+from likelier.train.memory import BatchSize, Part, added, estimate, free, takes_less, weights_bytes
 from likelier.train.optimizer import expected_state_bytes
 from likelier.train.order import ExampleOrder
 from likelier.train.progress import Progress
@@ -87,16 +88,16 @@ def outlook(prepared: "Prepared", store: ReferenceStore | None) -> tuple[Outlook
     batches = [batch for step in steps for batch in step]
     schedule = _schedule(order, steps, prepared.held_out.examples, settings, pads=policy.engine == "plain")
     largest = max(batches, key=lambda batch: batch_tokens(batch, pads=policy.engine == "plain"))
-    memory = estimate(
-        policy.model,
-        settings,
-        engine=policy.engine,
-        precision=policy.precision,
-        batch=BatchSize(schedule.largest_batch, sum(len(reply) for example in largest for reply in example.replies)),
-    )
+    worst = BatchSize(schedule.largest_batch, sum(len(reply) for example in largest for reply in example.replies))
+
+    def memory_of(changed: TrainSettings) -> list[Part]:
+        return estimate(policy.model, changed, engine=policy.engine, precision=policy.precision, batch=worst)
+
+    memory = memory_of(settings)
+    with_less = {how: added(memory_of(settings.model_copy(update={"gradient_checkpointing": how}))) for how in takes_less(settings, policy.device)}
     reference = None if store is None else _reference(store, [*prepared.train.examples, *prepared.held_out.examples])
     memory_free, disk = free(policy.device), _disk(prepared)
-    facts = _facts(prepared, schedule, reference, memory, memory_free, disk)
+    facts = _facts(prepared, schedule, reference, memory, memory_free, disk, with_less)
     summary = prepared.train.summary()
     dropped = {each["id"]: each["reason"] for each in summary["dropped"]}
     return Outlook(summary["tokens"], facts.records, dropped, schedule, reference, tuple(memory), memory_free, disk, facts), batches
@@ -182,7 +183,13 @@ def _disk(prepared: "Prepared") -> dict[str, int]:
 
 
 def _facts(
-    prepared: "Prepared", schedule: Schedule, reference: Reference | None, memory: list[Part], memory_free: int, disk: dict[str, int]
+    prepared: "Prepared",
+    schedule: Schedule,
+    reference: Reference | None,
+    memory: list[Part],
+    memory_free: int,
+    disk: dict[str, int],
+    with_less: dict[Recomputing, int],
 ) -> Facts:
     recipe, train = prepared.recipe, prepared.train
     labels = [example.label for example in train.examples if isinstance(example, LabelledExample)]
@@ -204,8 +211,9 @@ def _facts(
         findings={finding["check"]: finding["verdict"] for finding in prepared.audit["findings"]},
         parameters=count_parameters(prepared.policy.model),
         has_template=bool(getattr(prepared.loaded.tokenizer, "chat_template", None)),
-        memory_needed=sum(part.bytes for part in memory if part.name not in ("weights", "program")),
+        memory_needed=added(memory),
         memory_free=memory_free,
+        memory_recomputing=with_less,
         reference_bytes=reference.bytes if reference else 0,
         disk_bytes=disk["most"],
         cache_free=_free_on_disk(cache_dir()),

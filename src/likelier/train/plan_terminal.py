@@ -24,7 +24,7 @@ def show_plan(plan: Plan, recipe: Recipe, console: Console | None = None) -> Non
         Text(f"{title}; {plan.device}, {plan.precision}, engine {plan.engine}"),
         _lengths(seen),
         _steps(seen, recipe),
-        _memory(plan),
+        _memory(plan, recipe),
         _time(plan),
         _disk(seen),
         _advice(plan),
@@ -60,12 +60,17 @@ def _steps(seen: Outlook, recipe: Recipe) -> Table:
     return table
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: Plan, recipe: Recipe) -> Table:
     seen, trial = plan.outlook, plan.trial
     table = _titled("Memory", numbers=True)
     for part in seen.memory:
         table.add_row(part.name, part.arithmetic, gigabytes(part.bytes))
     table.add_row("in all", "by arithmetic", Text(gigabytes(seen.memory_total), "bold"))
+    for how, needed in seen.facts.memory_recomputing.items():
+        less = gigabytes(seen.memory_total - (seen.facts.memory_needed or 0) + needed)
+        table.add_row("or", f"with train.gradient_checkpointing: {str(how).lower()}", less)
+    if recipe.train.fsdp:
+        table.add_row("each of N", "train.fsdp: this is one process; of N each holds 1/N of weights, masters, gradients and optimizer", "")
     table.add_row("before", "held before the trial, freed memory too", gigabytes(trial.memory_before))
     if trial.fits:
         table.add_row("measured", f"the worst batch, {trial.worst_tokens:,} tokens, really tried", Text(gigabytes(trial.memory_peak), "bold"))

@@ -42,12 +42,12 @@ from likelier.models import (
     load_model,
     pick_device,
     pick_precision,
-    recompute_activations,
     save_trained,
     trainable,
 )
 from likelier.objectives import Objective, make_objective
 from likelier.recipe import Recipe
+from likelier.recompute import recompute_activations
 from likelier.rundir import RunDir, provenance_notes, write_json
 from likelier.train import checkpoint
 from likelier.train.folder import check_folder, clear, open_run
@@ -121,8 +121,7 @@ def prepare(recipe: Recipe, show: Progress, ranks: Ranks = ALONE) -> Prepared:
     if settings.method != "full":
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
     weights = fingerprint(loaded.model)
-    if settings.gradient_checkpointing:
-        recompute_activations(loaded.model)
+    recompute_activations(loaded.model, settings.gradient_checkpointing)
     parity = choose_engine(loaded.model, sequences_of(probe_examples(train.examples)), pad_id=encoder.end_token_id)
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
@@ -155,8 +154,8 @@ def train_recipe(recipe: Recipe, *, show: Progress | None = None, fresh: bool = 
             raise
         raise RunError(
             f"not enough memory to train this model. Less is taken by a smaller train.tokens_per_batch (here {recipe.train.tokens_per_batch}) and by "
-            "train.gradient_checkpointing: true, with which the same command goes on from the last checkpoint; then by train.method: lora, by a "
-            f"smaller data.max_length or model. ({' '.join(str(problem).split())[:200]})"
+            "train.gradient_checkpointing: selective or true, with which the same command goes on from the last checkpoint; then by "
+            f"train.method: lora, by a smaller data.max_length or model. ({' '.join(str(problem).split())[:200]})"
         ) from problem
 
 
