@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from datetime import datetime
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +10,7 @@ from tests.data.test_chat import ALPACA, CHATML, EOS, LLAMA3, TEMPLATES, byte_le
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from likelier.data import chat, rendering
+from likelier.data import chat
 from likelier.data.chat import Encoder
 from likelier.data.kept_turns import KeptTurns
 from likelier.errors import DataError
@@ -203,61 +202,11 @@ def test_another_template_reads_nothing_of_the_first(tmp_path):
 # Templates that write the date
 
 
-class Clock:
-    today = datetime(2026, 2, 3)
-
-    @classmethod
-    def now(cls):
-        return cls.today
-
-
-DATED = "{% if strftime_now is defined %}{{ strftime_now('%d %b') }}{% endif %}" + CHATML
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    monkeypatch.setattr(Clock, "today", datetime(2026, 2, 3))
-    monkeypatch.setattr(rendering, "datetime", Clock)
-    return Clock
-
-
-def test_what_a_template_is_told_of_the_time(clock):
-    told = rendering.time_told
-    assert told(CHATML) == told("{{ strftime_now is not defined }}") == []
-    assert told(DATED) == ["03 Feb"]
-    assert told("{{ strftime_now( \"%Y\" ) }}{{ strftime_now('%H') }}") == ["2026", "00"]
-    for way_of_its_own in ("{{ strftime_now(form) }}", "{% set f = strftime_now %}", "{{ strftime_now('%d' + form) }}", "{{ strftime_now | f }}"):
-        assert told(way_of_its_own) is None
-
-
-def test_yesterdays_ids_are_not_read_today(clock, tmp_path, tokenised):
-    encoder = Encoder(byte_level(DATED), max_length=1000)
-    encode(encoder, tmp_path, [pair()])
-    encode(encoder, tmp_path, [pair()])
+def test_what_a_dated_template_writes_is_kept(tmp_path, tokenised):
+    encoder = Encoder(byte_level("{{ strftime_now('%d %b') }}" + CHATML), max_length=1000)
+    for _ in range(2):
+        assert encode(encoder, tmp_path, [pair()]).examples
     assert tokenised == [2]
-    clock.today = datetime(2026, 2, 4)
-    encode(encoder, tmp_path, [pair()])
-    assert tokenised == [2, 2]
-
-
-def test_ids_from_around_midnight_are_not_kept(clock, tmp_path, monkeypatch):
-    encoder = Encoder(byte_level(DATED), max_length=1000)
-    work = Encoder._tokenized
-
-    def past_midnight(*arguments):
-        clock.today = datetime(2026, 2, 4)
-        return work(*arguments)
-
-    monkeypatch.setattr(Encoder, "_tokenized", past_midnight)
-    assert encode(encoder, tmp_path, [pair()]).examples
-    assert not [*tmp_path.rglob("*.ids")]
-
-
-def test_what_cannot_be_told_is_not_kept(tmp_path):
-    encoder = Encoder(byte_level("{{ strftime_now('%d' + '') }}" + CHATML), max_length=1000)
-    assert encoder.identity is None
-    assert encode(encoder, tmp_path).examples
-    assert not [*tmp_path.iterdir()]
 
 
 # Damage, kills, several at once

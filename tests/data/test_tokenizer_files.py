@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tests.data.test_chat import ALPACA, CHATML, LLAMA3, TEMPLATES, byte_level, pair, sentencepiece
+from tests.data.test_chat import ALPACA, CHATML, LLAMA3, TEMPLATES, byte_level, pair, sentencepiece, text_of
 
 from likelier.data.chat import Encoder
 from likelier.data.tokenizer_files import FileTokenizer, TokenCounter
@@ -106,3 +106,11 @@ def test_counting_needs_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_template_that_asks_for_the_date_is_told_the_same_day_by_both(tmp_path):
+    tokenizer = byte_level("\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %A') + '.' }}{% endif %}" + CHATML)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, FileTokenizer(tmp_path)):
+        ids = Encoder(each, max_length=10_000).encode_prompt(PAIRS[0].prompt)
+        assert text_of(tokenizer, ids).startswith("\n26 Jul 2024, Friday."), "or a run that is resumed tomorrow goes on with other prompts"

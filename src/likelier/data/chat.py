@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from likelier.data.ids import TextIds, plain_backend, settled
 from likelier.data.kept_turns import EncodedTurn, KeptTurns
-from likelier.data.rendering import ChatTemplate, PlainText, Tokenizer, Turn, given_template, time_told
+from likelier.data.rendering import ChatTemplate, PlainText, Tokenizer, Turn, given_template
 from likelier.errors import DataError, ModelError
 from likelier.examples import Example, Ids, LabelledExample, PreferenceExample
 from likelier.records import Messages, Pair, Record
@@ -74,10 +74,10 @@ class Encoder:
 
     @property
     def identity(self) -> str | None:
-        """The name of all that a turn's ids depend on beside the turn (hex): tokenizer, template, packages. None where that cannot be told: the
-        tokenizer is Python code, or the template asks for the time in a way of its own."""
+        """The name of all that a turn's ids depend on beside the turn (hex): tokenizer, template, packages. None where that cannot be told, because
+        the tokenizer is Python code."""
         backend = plain_backend(self._tokenizer)
-        if backend is None or time_told(self._template) is None:
+        if backend is None:
             return None
         tokenizer: Any = self._tokenizer
         rules = settled(backend, tokenizer).to_str(), tokenizer.special_tokens_map, tokenizer.split_special_tokens
@@ -128,12 +128,11 @@ class Encoder:
         distinct: dict[str, Turn] = {}
         for key, turn in zip(keys, turns, strict=True):
             distinct.setdefault(key, turn)
-        now = time_told(self._template)
-        name = _sha256(" ".join([*(now or []), *distinct]))
+        name = _sha256(" ".join(distinct))
         encoded = kept.read(name) if kept else None
         if encoded is None:
             encoded = self._tokenized([*distinct.values()], prompts)
-            if kept and time_told(self._template) == now:
+            if kept:
                 kept.write(name, encoded)
         found = dict(zip(distinct, encoded, strict=True))
         return [found[key] for key in keys]

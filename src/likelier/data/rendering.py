@@ -17,6 +17,18 @@ from likelier.records import Message, Messages
 
 PROBE = "0PROBE0REPLY0"  # stands for a reply when a template is asked what it writes around one
 
+TODAY = datetime(2024, 7, 26)
+"""What a template is told that asks for the date (`strftime_now`): the day that Llama 3.1's own falls back to. With the true one a run that goes on
+tomorrow would go on with other prompts, and no reference value would be found again."""
+
+FORMS = {form: TODAY.strftime(form) for form in (f"%{letter}" for letter in "aAbBdHIjmMpSUwWyY")} | {"%-d": f"{TODAY.day}", "%-m": f"{TODAY.month}"}
+DATED = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('{form}', '{told}')" for form, told in FORMS.items())
+    + " }}{% endmacro %}{{ '' }}"  # behind an expression no line break is lost
+)
+"""Begins a template that asks for the date: transformers hands no function to a template, but a template may have one of its own."""
+
 
 class Tokenizer(Protocol):
     """What is asked of a tokenizer; every one of `transformers` can do it."""
@@ -76,7 +88,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
         self._tokenizer = tokenizer
-        self._template = template
+        text = tokenizer.chat_template if template is None else template
+        self._template = DATED + text if isinstance(text, str) and "strftime_now" in text else template
         self._special = _any_of([token.content for token in tokenizer.added_tokens_decoder.values() if token.special] + [tokenizer.eos_token or ""])
         probe = Turn((Message("user", "Hello."),), (Message("assistant", PROBE),), None, "model.chat_template")
         self._header = self.prompt(probe).removeprefix(self._render(probe, probe.prompt))
@@ -190,14 +203,6 @@ def given_template(tokenizer: Tokenizer, chat_template: str) -> str | None:
         return Path(chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise ModelError(f"model.chat_template is own, none or a Jinja file, and {chat_template!r} cannot be read: {problem}.") from None
-
-
-def time_told(template: str) -> list[str] | None:
-    """What `template` is told now where it asks for the date or the time (`strftime_now`); None where it does so in a way that is not known here."""
-    asked = re.compile(r"""strftime_now(?: is (?:not )?defined|\(\s*(['"])(?P<form>[^'"\\]+)\1\s*\))""")
-    if "strftime_now" in asked.sub("", template):
-        return None
-    return [datetime.now().strftime(found["form"]) for found in asked.finditer(template) if found["form"]]
 
 
 def _eos(tokenizer: Tokenizer) -> str:
