@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -191,7 +192,7 @@ def test_able_models_run_on_nodes(architecture, tiny, sequences):
     "architecture, reason",
     [
         ("mamba", "does not run transformers' sdpa attention"),
-        ("gemma2", "does not run transformers' sdpa attention"),
+        ("gemma2", "does not run transformers' sdpa attention|attention with softcap|nats a token from the plain twin"),  # by transformers' version
         ("bloom", "does not run transformers' sdpa attention"),
         ("lfm2", "nats a token from the plain twin"),
         ("granite", "nats a token from the plain twin"),
@@ -203,7 +204,7 @@ def test_models_that_cannot_fall_back_and_say_why(architecture, reason, tiny, se
     parity = choose_engine(model, sequences)
     assert parity.engine == "plain"
     assert [said.split(":")[0] for said in parity.passed_over] == ["nodes", "mask"]
-    assert all(reason in said for said in parity.passed_over)
+    assert all(re.search(reason, said) for said in parity.passed_over)
     assert model.config._attn_implementation == before
 
 
