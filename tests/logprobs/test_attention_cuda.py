@@ -16,6 +16,7 @@ from likelier.logprobs.attention import NodeAttention, dense_mask
 from likelier.logprobs.flex import BLOCK, FlexAttention, blocks_seen
 from likelier.logprobs.scorer import Scorer, choose_engine
 from likelier.logprobs.tree import PromptResponse, build_tree
+from likelier.recompute import recompute_activations
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -158,12 +159,34 @@ def test_models_run_on_the_kernel(played, tiny, sequences, truth, values_and_gra
     assert furthest(gradients, true_gradients) <= 5e-6
 
 
+@pytest.mark.parametrize("how", [True, "selective"])
+def test_the_kernel_may_be_looked_at_within_a_layer_that_is_computed_again(played, tiny, sequences, how):
+    """What is done there once must not count among what the layer keeps: it is not done again."""
+
+    def gradient(model):
+        torch.cat(Scorer(model, engine="nodes", precision="fp32").token_logps(sequences)).sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    wanted = gradient(tiny("llama"))
+    model = tiny("llama")
+    recompute_activations(model, how)
+    varlen.agrees.cache_clear()
+    assert gradient(model).equal(wanted)
+    assert varlen.agrees.cache_info().misses == 1
+
+
 def misplaced(*arguments, window_size, **options):
     """The causal diagonal at the beginning, as flash attention had it before 2.1: sees fewer keys."""
     query, key, value, query_ends, key_ends, *longest = arguments
     keys = [torch.arange(first, first + stop - start) for (start, stop), first in zip(pairwise(query_ends), key_ends, strict=False)]
     rows = torch.cat(keys)
     return flash(query, key[rows], value[rows], query_ends, query_ends, *longest, window_size=window_size, **options)
+
+
+def without_gradient(attended):
+    if attended.requires_grad:
+        attended.register_hook(lambda slope: slope * math.nan)
+    return attended
 
 
 @pytest.mark.parametrize(
@@ -175,8 +198,9 @@ def misplaced(*arguments, window_size, **options):
         (lambda *a, window_size, **o: flash(*a, window_size=(-1, 0), **o), 4096, False),
         (lambda *a, window_size, **o: flash(*a, window_size=(window_size[0] + 1 if window_size[0] > 0 else -1, 0), **o), 4096, False),
         (lambda *a, **o: flash(*a, **o) * math.nan, None, False),
+        (lambda *a, **o: without_gradient(flash(*a, **o)), None, False),
     ],
-    ids=["right", "right in a window", "misplaced", "no window", "window too wide", "no numbers"],
+    ids=["right", "right in a window", "misplaced", "no window", "window too wide", "no numbers", "no gradient"],
 )
 def test_a_kernel_is_used_only_where_it_agrees(played, kernel, window, right):
     played.setattr(varlen, "varlen_attn", kernel)

@@ -9,6 +9,8 @@ Shape legend: H query heads, G key/value heads, T tokens of the tree, D head wid
 
 import inspect
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -87,7 +89,19 @@ class _Along(torch.autograd.Function):
 @cache
 def agrees(heads: int, groups: int, width: int, window: int | None, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel does on a small tree what plain attention in fp32 does there, forward and backward. Looked at once for each shape of head; a
-    kernel that fails is told of and not used."""
+    kernel that fails is told of and not used.
+
+    In a thread of its own: a layer that asks may be one that keeps what it computes, or computes it again.
+    """
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        furthest = aside.submit(_furthest, heads, groups, width, window, dtype, device).result()
+    if not furthest <= NEAR:  # true for NaN too
+        warnings.warn(f"flash attention is {furthest:.2g} away from plain attention here; attention runs node by node, which is slower", stacklevel=2)
+    return furthest <= NEAR
+
+
+def _furthest(heads: int, groups: int, width: int, window: int | None, dtype: torch.dtype, device: torch.device) -> float:
+    """The largest difference of the kernel from plain attention, relative to the largest value where that is above 1."""
     nodes = (Node(0, 37, 0, ()), Node(37, 53, 37, (0,)), Node(53, 120, 53, (0, 1)), Node(120, 121, 53, (0, 1)), Node(121, 160, 37, (0,)))
     paths = Paths(nodes, device)
     draw = torch.Generator().manual_seed(0)
@@ -107,18 +121,10 @@ def agrees(heads: int, groups: int, width: int, window: int | None, dtype: torch
         return torch.cat(pieces, dim=2)
 
     wanted = _with_gradients(plainly, tuple(each.float() for each in (query, key, value)), slope.float())
-    largest = max(float((a.float() - b).abs().max()) / max(1.0, float(b.abs().max())) for a, b in zip(found, wanted, strict=True))
-    if not largest <= NEAR:  # true for NaN too
-        warnings.warn(f"flash attention is {largest:.2g} away from plain attention here; attention runs node by node, which is slower", stacklevel=2)
-    return largest <= NEAR
+    return float(torch.stack([(a.float() - b).abs().max() / b.abs().max().clamp(min=1) for a, b in zip(found, wanted, strict=True)]).max())
 
 
-@torch.enable_grad()
-def _with_gradients(attention: Any, states: tuple[Tensor, ...], slope: Tensor) -> list[Tensor]:
-    leaves = [each.detach().clone().requires_grad_() for each in states]
-    with torch.autocast(slope.device.type, enabled=False):
-        attended = attention(*leaves)
-        attended.backward(slope)
-    gradients = [leaf.grad for leaf in leaves]
-    assert all(gradient is not None for gradient in gradients)
-    return [attended.detach(), *(gradient for gradient in gradients if gradient is not None)]
+def _with_gradients(attention: Callable[..., Tensor], states: tuple[Tensor, ...], slope: Tensor) -> list[Tensor]:
+    leaves = [each.clone().requires_grad_() for each in states]
+    attended = attention(*leaves)
+    return [attended.detach(), *torch.autograd.grad(attended, leaves, slope)]
