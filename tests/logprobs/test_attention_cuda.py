@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from likelier.logprobs import varlen
-from likelier.logprobs.attention import NodeAttention, dense_mask
+from likelier.logprobs.attention import NodeAttention, dense_mask, node_attention
 from likelier.logprobs.flex import BLOCK, FlexAttention, blocks_seen
 from likelier.logprobs.scorer import Scorer, choose_engine
 from likelier.logprobs.tree import PromptResponse, build_tree
@@ -236,6 +236,18 @@ def test_all_kernels_have_the_same_gradients(window):
         found = torch.autograd.grad(attention(*given, scale=None, window=window).float().sum(), given)
         for gradient, true in zip(found, wanted, strict=True):
             assert (gradient - true).norm() / true.norm() <= 0.02
+
+
+@on_cuda
+def test_wider_queries_and_keys_are_narrowed_where_autocast_is_on(monkeypatch):
+    tree = long_tree(3).to(torch.device("cuda"))
+    query, key, value = (each.cuda() for each in states(tree, width=64))
+    used = []
+    monkeypatch.setattr(varlen, "attend", lambda *given, attend=varlen.attend, **options: (used.append(given[0].dtype), attend(*given, **options))[1])
+    with torch.autocast("cuda", torch.bfloat16):
+        attended, _ = node_attention(None, query, key, value.bfloat16(), None, tree_attention=NodeAttention(tree))
+    assert used == [torch.bfloat16]
+    assert attended.dtype == torch.bfloat16
 
 
 @on_cuda
