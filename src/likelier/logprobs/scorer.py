@@ -65,9 +65,9 @@ class Scorer:
         self.pad_id = pad_id
         self.last_tokens = 0  # tokens that the last batch put through the model
         self._prepared: dict[tuple[PromptResponse, ...], Tree] = {}
-        self.before_batch: Callable[[], object] = lambda: None
+        self.is_divided = False  # each rank holds a part of the model (see `divided`)
         self._call: Callable[[Callable[[], Any]], Any] = lambda function: function()
-        self.is_divided = False
+        self.before_batch: Callable[[], object] = lambda: None  # is called before each batch; ranks meet there
         if engine != "plain":
             self._decoder, self._head = _body_and_head(model)
         if engine in TREE_ATTENTION:
