@@ -61,6 +61,8 @@ def test_help_imports_no_torch(command):
         ("--train.seed 3 --train.gradient_checkpointing", "gradient_checkpointing", True),
         ("--train.fsdp true", "fsdp", True),
         ("--train.fsdp False", "fsdp", False),
+        ("--train.fsdp=true", "fsdp", True),
+        ("--train.seed=3 --train.gradient_checkpointing=selective", "gradient_checkpointing", "selective"),
         ("--train.fsdp", "fsdp", True),
         ("--train.no-fsdp", "fsdp", False),
     ],

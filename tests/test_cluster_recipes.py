@@ -62,9 +62,7 @@ def test_kubernetes():
 
 def test_skypilot(played):
     job = yaml.safe_load((JOBS / "skypilot.yaml").read_text())
-    words = played("bash", "-c", job["run"], SKYPILOT_NUM_GPUS_PER_NODE="8")
+    words = played("bash", "-c", job["run"].replace("cp -r", "echo"), SKYPILOT_NUM_GPUS_PER_NODE="8")
     read = starts_likelier(words, "1:1", "recipe.yaml")
     assert read.standalone
-    kept = next(iter(job["file_mounts"]))
-    assert read.training_script_args[-1].startswith(kept)
-    assert job["envs"]["LIKELIER_CACHE"].startswith(kept)
+    assert f"cp -r {read.training_script_args[-1]} {next(iter(job['file_mounts']))}/" in job["run"]

@@ -16,6 +16,8 @@
 #SBATCH --signal=TERM@180
 set -euo pipefail
 
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170 # seconds to write a checkpoint in; older versions of torchrun give 30
+
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # which reads to the end, as head does not
 
 srun --kill-on-bad-exit=1 torchrun \

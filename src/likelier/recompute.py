@@ -53,7 +53,7 @@ def _keep_selected(ranks: set[int], layer: Callable[..., Any], *inputs: Any) -> 
 
 def _is_kept(ranks: set[int], _: Any, operation: Any, *arguments: Any, **options: Any) -> bool:
     """Whether what an operation inside of a layer made is kept. torch asks. An adapter's second product is as large as what it is added to, and costs
-    little: it is one over the adapter's rank."""
+    little: it is one over the adapter's rank. A product of the base that is as narrow is taken for one."""
     name = operation.name()
     return name in ATTENTION or (name in PRODUCTS and arguments[PRODUCTS[name]].shape[-1] not in ranks)
 

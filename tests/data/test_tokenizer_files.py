@@ -109,8 +109,10 @@ def test_counting_needs_no_torch(tmp_path):
 
 
 def test_a_template_that_asks_for_the_date_is_told_the_same_day_by_both(tmp_path):
-    tokenizer = byte_level("\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %A') + '.' }}{% endif %}" + CHATML)
+    tokenizer = byte_level("\n{% if strftime_now is defined %}{{ strftime_now(format='%d %b %Y, %A, %-d %e %F') + '.' }}{% endif %}" + CHATML)
     tokenizer.save_pretrained(tmp_path)
     for each in (tokenizer, FileTokenizer(tmp_path)):
         ids = Encoder(each, max_length=10_000).encode_prompt(PAIRS[0].prompt)
-        assert text_of(tokenizer, ids).startswith("\n26 Jul 2024, Friday."), "or a run that is resumed tomorrow goes on with other prompts"
+        assert text_of(tokenizer, ids).startswith("\n26 Jul 2024, Friday, 26 26 2024-07-26."), (
+            "or a run that is resumed tomorrow goes on with other prompts"
+        )

@@ -50,6 +50,7 @@ def _switches(words: Sequence[str]) -> list[str]:
     """`true` and `false` as recipes have them, in tyro's words: `--a.b` or `--a.no-b` for what is nothing else, `True` or `False` for what may be.
     A bare `--a.b` is true."""
     told: list[str] = []
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for word, following in pairwise([*words, "--"]):
         kind = _type_of(told[-1]) if told and word.lower() in ("true", "false") else None
         if kind is bool:

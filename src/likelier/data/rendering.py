@@ -21,9 +21,11 @@ TODAY = datetime(2024, 7, 26)
 """What a template is told that asks for the date (`strftime_now`): the day that Llama 3.1's own falls back to. With the true one a run that goes on
 tomorrow would go on with other prompts, and no reference value would be found again."""
 
-FORMS = {form: TODAY.strftime(form) for form in (f"%{letter}" for letter in "aAbBdHIjmMpSUwWyY")} | {"%-d": f"{TODAY.day}", "%-m": f"{TODAY.month}"}
+FORMS = {"%F": "%Y-%m-%d", "%D": "%m/%d/%y", "%T": "%H:%M:%S", "%R": "%H:%M"}
+FORMS |= {f"%-{letter}": TODAY.strftime(f"%{letter}").lstrip("0") or "0" for letter in "dmHIMSjy"} | {"%e": f"{TODAY.day:2}"}
+FORMS |= {f"%{letter}": TODAY.strftime(f"%{letter}") for letter in "aAbBcdGHIjmMpSuUVwWxXyY"} | {"%z": "", "%Z": "", "%%": "%"}
 DATED = (
-    "{% macro strftime_now(form) %}{{ form"
+    "{% macro strftime_now(format) %}{{ format"
     + "".join(f" | replace('{form}', '{told}')" for form, told in FORMS.items())
     + " }}{% endmacro %}{{ '' }}"  # behind an expression no line break is lost
 )
@@ -89,7 +91,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
         self._tokenizer = tokenizer
         text = tokenizer.chat_template if template is None else template
-        self._template = DATED + text if isinstance(text, str) and "strftime_now" in text else template
+        if not isinstance(text, str) and "strftime_now" in str(text):
+            raise ModelError(
+                "this model has several chat templates that ask for the date. Write one into a Jinja file, and set model.chat_template to it."
+            )
+        self._template = DATED + text if "strftime_now" in text else template
         self._special = _any_of([token.content for token in tokenizer.added_tokens_decoder.values() if token.special] + [tokenizer.eos_token or ""])
         probe = Turn((Message("user", "Hello."),), (Message("assistant", PROBE),), None, "model.chat_template")
         self._header = self.prompt(probe).removeprefix(self._render(probe, probe.prompt))

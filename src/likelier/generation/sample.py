@@ -50,14 +50,15 @@ def generate(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     places: Sequence[int] | None = None,
     on_batch: Callable[[dict[int, Reply]], object] = lambda batch: None,
+    may_halve: bool = True,
 ) -> list[Reply]:
     """One reply to each prompt, in their order: the likeliest token at each place (temperature 0), or draws from softmax(logits / temperature).
 
     `model` is a transformers causal LM, with or without PEFT adapter; the adapter counts unless it is off (`models.as_reference`). A reply stops
     at `end_token_id` or after `max_new_tokens`. `precision` "bf16" turns on autocast, as in scoring, which
     an fp32 adapter on bf16 weights needs; the weights keep their type. A draw is made by the prompt's place in the list, or by what `places` has
-    there. `on_batch` is given each batch as it is written, by index. Raises ModelError where a prompt leaves no room, or does not fit into memory
-    even alone.
+    there. `on_batch` is given each batch as it is written, by index. A batch that does not fit into memory is written by halves where it `may_halve`.
+    Raises ModelError where a prompt leaves no room, or does not fit into memory even alone.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature} and must not be negative")
@@ -72,7 +73,7 @@ def generate(
         try:
             return _continue(causal_lm, [prompts[i] for i in batch], settings, noise)
         except (RuntimeError, MemoryError) as problem:
-            if not lacks_memory(problem):
+            if not (lacks_memory(problem) and may_halve):
                 raise
             if len(batch) == 1:
                 raise ModelError(f"not enough memory for a reply to a prompt of {len(prompts[batch[0]])} tokens. Take a smaller model.") from None

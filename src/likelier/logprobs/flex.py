@@ -24,8 +24,8 @@ BLOCK = 128
 class FlexAttention:
     """Attention over one tree, with the signature of `attention.NodeAttention`. Equals softmax attention under `attention.dense_mask(tree, window)`.
 
-    Rows are padded to a power of two, so that a run compiles for two or three lengths; blocks of padding cost next to nothing. On a CPU it is not
-    compiled, and has no backward pass.
+    Rows are padded to a power of two, so that a run compiles for few lengths (each once a window, with and without gradient); blocks of padding cost
+    next to nothing. On a CPU it is not compiled, and has no backward pass.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -43,7 +43,7 @@ class FlexAttention:
         padded = [F.pad(states, (0, 0, 0, self.rows - tokens)) for states in (query, key, value)]
         if window not in self._masks:
             self._masks[window] = self._mask(window)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(recompile_limit=64):
             attended: Any = _kernel(query.device.type)(
                 *padded, block_mask=self._masks[window], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
             )

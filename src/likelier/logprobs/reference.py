@@ -13,7 +13,7 @@ What a chunk promises says chunks.py.
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -153,16 +153,17 @@ def fill(
     *,
     tokens_per_batch: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    until: Callable[[Iterator[Any]], Iterable[Any]] = iter,
 ) -> int:
     """Score with `scorer`, which must be in its reference state, what the store lacks of `sequences`. Returns how many that were.
 
-    `on_progress(done, total)` counts sequences. What was scored before an interruption stays.
+    `on_progress(done, total)` counts sequences. What was scored before an interruption stays; `until` may end it early, at a batch.
     """
     missing = [sequence for sequence in dict.fromkeys(sequences) if sequence not in store]
     done = 0
     try:
         with scorer.unchanged_weights():
-            for indices, values in scorer.score_all(missing, tokens_per_batch=tokens_per_batch):
+            for indices, values in until(scorer.score_all(missing, tokens_per_batch=tokens_per_batch)):
                 for i, values_L in zip(indices, values, strict=True):
                     store.add(missing[i], values_L)
                 done += len(indices)

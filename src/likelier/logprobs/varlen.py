@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from likelier.errors import lacks_memory
 from likelier.logprobs.tree import Node, moved
 
 KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -93,11 +94,18 @@ def agrees(heads: int, groups: int, width: int, window: int | None, dtype: torch
 
     In a thread of its own: a layer that asks may be one that keeps what it computes, or computes it again.
     """
-    with ThreadPoolExecutor(max_workers=1) as aside:
-        furthest = aside.submit(_furthest, heads, groups, width, window, dtype, device).result()
-    if not furthest <= NEAR:  # true for NaN too
-        warnings.warn(f"flash attention is {furthest:.2g} away from plain attention here; attention runs node by node, which is slower", stacklevel=2)
-    return furthest <= NEAR
+    try:
+        with ThreadPoolExecutor(max_workers=1) as aside:
+            furthest = aside.submit(_furthest, heads, groups, width, window, dtype, device).result()
+    except (RuntimeError, ValueError, NotImplementedError) as problem:
+        if lacks_memory(problem):
+            raise
+        fault = f"does not run here ({' '.join(str(problem).split())[:200]})"
+    else:
+        fault = "" if furthest <= NEAR else f"is {furthest:.2g} away from plain attention here"  # of NaN, too
+    if fault:
+        warnings.warn(f"flash attention {fault}; attention runs node by node, which is slower", stacklevel=2)
+    return not fault
 
 
 def _furthest(heads: int, groups: int, width: int, window: int | None, dtype: torch.dtype, device: torch.device) -> float:

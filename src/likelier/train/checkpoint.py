@@ -109,6 +109,7 @@ def _write(target: Path, files: dict[str, Mapping[str, Tensor]], state: State, r
     try:
         with writing(target):
             if ranks.leads:
+                shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             if divided:
                 ranks.wait()

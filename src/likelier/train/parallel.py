@@ -22,7 +22,7 @@ from likelier.logprobs.reference import ReferenceValues, fill, key_of
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import PromptResponse, count_unique_tokens
 from likelier.train.sharding import in_step
-from likelier.train.stop import Stop
+from likelier.train.stop import NEVER, Stop
 
 Item = TypeVar("Item")
 
@@ -107,8 +107,10 @@ def fill_together(
     *,
     tokens_per_batch: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Stop = NEVER,
 ) -> int:
     """`logprobs.reference.fill` by all ranks: what none of their stores has is shared out, and then each has all. Returns how many were scored.
+    Raises Interrupted on all ranks if one was asked to `stop`.
 
     A rank writes what it scored itself, so that ranks on one disk write nothing twice; what it got from others it keeps in memory.
     """
@@ -117,7 +119,9 @@ def fill_together(
     missing = [sequence for sequence, *has in zip(wanted, *held, strict=True) if not any(has)]
     mine = ranks.share(missing, lambda sequence: count_unique_tokens([sequence]))
     with in_step(scorer):
-        fill(store, scorer, mine, tokens_per_batch=tokens_per_batch, on_progress=on_progress)
+        fill(store, scorer, mine, tokens_per_batch=tokens_per_batch, on_progress=on_progress, until=stop.until)
+    if ranks.stop_together(stop):
+        stop.leave("while the reference was scored")
     if ranks.size > 1:
         owners = [next((rank for rank, has in enumerate(known) if has), -1) for known in zip(*held, strict=True)]
         asked_for = [sequence for sequence, owner, *has in zip(wanted, owners, *held, strict=True) if owner == ranks.rank and not all(has)]

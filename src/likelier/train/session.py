@@ -187,7 +187,8 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, rank
 
     def reference_scored(done: int, total: int) -> None:
         show.reference_scored(done, total)
-        stop.leave(f"when {done} of {total} sequences had been scored under the reference")
+        if ranks.size == 1:  # several leave together
+            stop.leave(f"when {done} of {total} sequences had been scored under the reference")
 
     recipe = prepared.recipe
     policy, settings = prepared.policy, recipe.train
@@ -203,7 +204,9 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, rank
         held = fingerprint(policy.model) if policy.is_divided else prepared.weights
         if store is not None:
             with as_reference(policy.model):
-                computed = fill_together(store, policy, everything, ranks, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored)
+                computed = fill_together(
+                    store, policy, everything, ranks, tokens_per_batch=settings.tokens_per_batch, on_progress=reference_scored, stop=stop
+                )
             digest = store.digest(everything)
             if ranks.leads:
                 _count_reference(run, computed, of=len(set(everything)))

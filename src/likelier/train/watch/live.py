@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from likelier.errors import LikelierError
+from likelier.errors import LikelierError, lacks_memory
 from likelier.rundir import RunDir, append_jsonl, write_jsonl
 from likelier.train.checkpoint import State
 from likelier.train.progress import Progress
@@ -77,6 +77,8 @@ class Watch:
         try:
             return ask()
         except (LikelierError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as problem:
+            if self._prompts and self._prompts.is_divided and lacks_memory(problem):
+                raise  # of this rank alone, perhaps; the others would wait for it
             self._prompts = None
             self._show.say(f"Not watched any more: this model does not write replies while it is trained ({' '.join(str(problem).split())[:200]})")
             return None

@@ -48,6 +48,11 @@ class WatchedPrompts:
     def __len__(self) -> int:
         return len(self._prompts)
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether all ranks must write together."""
+        return self._policy.is_divided
+
     def replies(self, step: int) -> list[dict[str, Any]]:
         """Rows of filmstrip.jsonl: a greedy reply to each prompt."""
         replies = self._write(temperature=0.0)
@@ -110,6 +115,7 @@ class WatchedPrompts:
             temperature=temperature,
             seed=self._recipe.train.seed,
             precision=self._policy.precision,
+            may_halve=not self.is_divided,
         )
 
     def _score(self, sequences: Sequence[PromptResponse]) -> list[float]:
