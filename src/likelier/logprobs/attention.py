@@ -157,7 +157,7 @@ def node_attention(
     if odd:
         raise ModelError(f"attention with {', '.join(odd)} is not supported on trees.")
     device = query.device.type
-    if device != "cpu" and torch.is_autocast_enabled(device):  # as sdpa does it; a rotation in fp32 leaves queries and keys wider than values
+    if device == "cuda" and torch.is_autocast_enabled(device):  # as sdpa does it; a rotation in fp32 leaves queries and keys wider than values
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     attended = tree_attention(query, key, value, scale=scaling, window=sliding_window)
     return attended.transpose(1, 2).contiguous(), None
