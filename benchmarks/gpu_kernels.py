@@ -59,7 +59,7 @@ def timed(ways: dict[str, Way], *, tries: int) -> dict[str, dict[str, Any]]:
                 started = clock()
                 way()
                 seconds = clock() - started
-            except (RuntimeError, NotImplementedError, MemoryError, ImportError, AssertionError) as problem:
+            except (RuntimeError, MemoryError) as problem:  # that a kernel is not there, too
                 found[name] = {"failed": " ".join(str(problem).split())[:200]}
                 continue
             found[name]["times"] += [1e3 * seconds] if number else []

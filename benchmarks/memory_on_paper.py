@@ -98,7 +98,7 @@ def pack(weight: Tensor) -> nn.Parameter:
     """Two numbers to a byte."""
     packed: Any = nn.Parameter(torch.empty(weight.numel() // 2, 1, dtype=torch.uint8, device="meta"), requires_grad=False)
     packed.quant_state = Packing(weight.shape)
-    return packed  # type: ignore[no-any-return]
+    return packed
 
 
 if __name__ == "__main__":

@@ -45,8 +45,10 @@ EXPORT = "export.json"
 """The file by which an exported model says what it is: provenance, how far it is from the run's model, and the SHA-256 of each file."""
 
 SWEEP = "sweep.json"
-COMPARISON, VERDICTS, COMPARISON_PAGE = "compare.json", "verdicts.jsonl", "compare.html"
 """The file by which a folder of runs says which settings were tried and what came of them."""
+
+COMPARISON, VERDICTS, COMPARISON_PAGE = "compare.json", "verdicts.jsonl", "compare.html"
+"""What a folder of a comparison holds: what came of it, each verdict, and the page."""
 
 REFERENCE_CHANGED = "reference-changed"
 """The symptom that speaks of how one start of a run ended, and of no step."""

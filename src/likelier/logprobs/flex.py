@@ -44,10 +44,10 @@ class FlexAttention:
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(recompile_limit=64):
-            attended: Any = _kernel(query.device.type)(
+            attended: Tensor = _kernel(query.device.type)(
                 *padded, block_mask=self._masks[window], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
             )
-        return attended[:, :, :tokens]  # type: ignore[no-any-return]
+        return attended[:, :, :tokens]
 
     def _mask(self, window: int | None) -> BlockMask:
         until_R, positions_R = self._until_R, self._positions_R
