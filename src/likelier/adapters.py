@@ -66,6 +66,11 @@ def described(model: Any) -> Adapter | None:
     return Adapter(config.r, config.lora_alpha, targets, config.use_dora, config.use_rslora)
 
 
+def causal_lm_of(model: Any) -> Any:
+    """The transformers model itself, without PEFT's wrapper where it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def belongs_to_adapter(model: nn.Module) -> Callable[[str], bool]:
     """Tells of a parameter's or buffer's name whether it is an adapter's, whatever PEFT calls it: everything in an adapted layer but its base."""
     from peft.tuners.tuners_utils import BaseTunerLayer

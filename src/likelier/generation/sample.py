@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from likelier.adapters import causal_lm_of
 from likelier.errors import ModelError, lacks_memory
 from likelier.examples import Ids
 from likelier.logprobs.attention import standard_attention
@@ -62,7 +63,7 @@ def generate(
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature} and must not be negative")
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = causal_lm_of(model)
     _check_room(causal_lm, prompts, max_new_tokens)
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_token_id, pad_token_id=end_token_id, use_cache=True)
     replies: dict[int, Reply] = {}

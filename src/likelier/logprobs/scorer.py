@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from likelier.adapters import causal_lm_of
 from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
 from likelier.logprobs.batches import cut_into_batches
@@ -248,8 +249,7 @@ def _put_back(short: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The modules that a transformers model calls its layers, in order; none of a module that does not say."""
-    wrapped: Any = model
-    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    causal_lm = causal_lm_of(model)
     names = set(getattr(causal_lm, "_no_split_modules", None) or ())
     return [module for module in causal_lm.modules() if type(module).__name__ in names]
 
@@ -323,8 +323,7 @@ def _is_plain(head: Any) -> bool:
 
 def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
     """The module that makes hidden states and the linear layer that makes logits of them. Raises ModelError where the two are not apart."""
-    wrapped: Any = model
-    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    causal_lm = causal_lm_of(model)
     head = causal_lm.get_output_embeddings() if hasattr(causal_lm, "get_output_embeddings") else None
     body = getattr(causal_lm, "base_model", causal_lm)
     if not _is_plain(head) or body is causal_lm:

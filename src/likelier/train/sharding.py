@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from likelier.adapters import belongs_to_adapter
+from likelier.adapters import belongs_to_adapter, causal_lm_of
 from likelier.errors import ModelError
 from likelier.logprobs.scorer import DTYPES, Scorer, decoder_layers
 from likelier.logprobs.tree import PromptResponse
@@ -39,7 +39,7 @@ def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] 
     `policy`. Raises ModelError for a model that does not say which of its modules are its layers.
     """
     model: Any = policy.model
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = causal_lm_of(model)
     belongs = belongs_to_adapter(model)
     adapter = {parameter for name, parameter in model.named_parameters() if belongs(name)}
     for parameter in adapter:
