@@ -7,8 +7,8 @@ Attention over the tree of a step, of three shapes of data: one flash kernel for
 plain causal attention over as many rows, which is wrong and shows what a kernel costs that knows no tree. FLOP/s count pairs of a token and one that
 it sees.
 
-The head: `token_logps` with blocks of several sizes, beside the matmuls alone that it cannot do without (three; two where the head is frozen), the
-plain way that holds all logits in fp32, and Liger's and Apple's fused kernels where they are installed.
+The head: `token_logps` with blocks of several sizes and once without its kernel, beside the matmuls alone that it cannot do without (three; two where
+the head is frozen), the plain way that holds all logits in fp32, and Liger's and Apple's fused kernels where they are installed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_cases import SHAPES, SMOKE_SHAPES, Case, make_steps
-from likelier.logprobs import varlen
+from likelier.logprobs import softmax, varlen
 from likelier.logprobs.attention import NodeAttention, dense_mask
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.flex import FlexAttention
@@ -99,6 +99,19 @@ def attention_ways(tree: Tree, states: list[Tensor], slope: Tensor) -> dict[str,
     }
 
 
+def without_kernel(way: Way) -> Way:
+    """The same as where there is no Triton."""
+
+    def done() -> None:
+        takes, softmax.takes = softmax.takes, lambda logits: False
+        try:
+            way()
+        finally:
+            softmax.takes = takes
+
+    return done
+
+
 def head_ways(hidden: Tensor, weight: Tensor, targets: Tensor, blocks: list[int]) -> dict[str, Way]:
     """By name: log-probabilities of `targets`, and gradients."""
     slope = torch.randn(len(targets), device=hidden.device)
@@ -117,6 +130,7 @@ def head_ways(hidden: Tensor, weight: Tensor, targets: Tensor, blocks: list[int]
     ways: dict[str, Way] = {"matmuls alone": matmuls}
     for mib in blocks:
         ways[f"blocks of {mib} MiB"] = with_gradients(partial(token_logps, hidden, weight, targets, working_bytes=mib * 2**20))
+    ways["softmax without kernel"] = without_kernel(with_gradients(lambda: token_logps(hidden, weight, targets)))
     ways["all logits"] = with_gradients(lambda: (hidden @ weight.T).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0])
     if find_spec("liger_kernel"):
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger

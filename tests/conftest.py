@@ -2,9 +2,14 @@
 
 import copy
 import functools
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks once, when it is imported
+
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from likelier.logprobs import head
+from likelier.logprobs import softmax
 from likelier.logprobs.head import collision_logps, token_logps
 
 E, D, V = 53, 17, 101
@@ -42,7 +42,7 @@ def distance(found, wanted):
 @pytest.mark.parametrize("softmax_rows", [2, 1000])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_values_and_gradients_against_fp64(edges, width, vocabulary, rows, softmax_rows, with_bias, monkeypatch):
-    monkeypatch.setitem(head.SOFTMAX_BYTES, "cpu", softmax_rows * 4 * vocabulary)
+    monkeypatch.setitem(softmax.SOFTMAX_BYTES, "cpu", softmax_rows * 4 * vocabulary)
     hidden, weight, bias, targets = made(edges, width, vocabulary)
     bias = bias if with_bias else None
     wanted = torch.randn(edges, dtype=torch.float64)
@@ -180,7 +180,7 @@ class Live(TorchDispatchMode):
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("kept_chunks", [0, 2])
 def test_logits_never_take_more_than_is_said(dtype, frozen, kept_chunks, monkeypatch):
-    monkeypatch.setitem(head.SOFTMAX_BYTES, "cpu", softmax := 3 * 4 * 1009)
+    monkeypatch.setitem(softmax.SOFTMAX_BYTES, "cpu", wide := 3 * 4 * 1009)
     hidden, weight, bias, targets = made(edges=61, vocabulary=1009, dtype=dtype)
     weight, bias = (weight.detach(), bias.detach()) if frozen else (weight, bias)
     working = 7 * 1009 * hidden.element_size()
@@ -188,7 +188,7 @@ def test_logits_never_take_more_than_is_said(dtype, frozen, kept_chunks, monkeyp
     gc.collect()
     with Live(1009, weight) as live:
         token_logps(hidden, weight, targets, bias_V=bias, working_bytes=working, kept_bytes=kept).sum().backward()
-    assert live.peak <= 2 * working + softmax + kept
+    assert live.peak <= 2 * working + wide + kept
     assert live.peak >= working
 
 

@@ -3,7 +3,6 @@
 Shape legend: E scored edges, D hidden width, V vocabulary.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from likelier.logprobs.softmax import allowed, blocks, log_softmax_at
+
 WORKING_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Logits of one block, in the precision of the matmul: enough rows to keep it at full speed."""
 
-SOFTMAX_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
-"""fp32 copy of the rows whose softmax is taken at once: on a CPU what stays in its caches."""
-
-KEPT_BYTES = 256 * 2**20
+KEPT_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
 """Slopes kept for the backward pass, in the precision of the matmul. Blocks beyond are computed again: memory stays bounded, whatever E is."""
 
 
@@ -28,7 +26,7 @@ def token_logps(
     *,
     bias_V: Tensor | None = None,
     working_bytes: int | None = None,
-    kept_bytes: int = KEPT_BYTES,
+    kept_bytes: int | None = None,
 ) -> Tensor:
     """(E,) fp32 log-probabilities of `targets_E`. Equals, in blocks and with logsumexp in fp32 whatever the weights' type:
 
@@ -41,7 +39,10 @@ def token_logps(
     nothing of size V is kept. Gradients flow to hidden states, weight and bias. Extra memory ≤ 2 · working_bytes + SOFTMAX_BYTES + kept_bytes.
     """
     hidden_ED, weight_VD, bias_V = in_one_type(hidden_ED, weight_VD, bias_V)
-    kept_bytes = kept_bytes if torch.is_grad_enabled() else 0
+    if not torch.is_grad_enabled():
+        kept_bytes = 0
+    elif kept_bytes is None:
+        kept_bytes = allowed(KEPT_BYTES, hidden_ED.device)
     with torch.autocast(hidden_ED.device.type, enabled=False):
         row_bytes = weight_VD.element_size() * weight_VD.shape[0]
         rows = _rows_at_once(weight_VD, working_bytes)
@@ -58,7 +59,7 @@ def collision_logps(hidden_ED: Tensor, weight_VD: Tensor, *, bias_V: Tensor | No
     hidden_ED, weight_VD, bias_V = in_one_type(hidden_ED, weight_VD, bias_V)
     found = torch.empty(len(hidden_ED), dtype=torch.float32, device=hidden_ED.device)
     with torch.autocast(hidden_ED.device.type, enabled=False):
-        for block in _blocks(len(hidden_ED), _rows_at_once(weight_VD, working_bytes)):
+        for block in blocks(len(hidden_ED), _rows_at_once(weight_VD, working_bytes)):
             logits = F.linear(hidden_ED[block], weight_VD, bias_V).float()
             found[block] = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
     return found
@@ -88,10 +89,10 @@ def divergences(one: Logits, other: Logits, *, device: torch.device, working_byt
     Hidden states may be on another device than `device`, where the weights are. Extra memory ≤ 2 · working_bytes.
     """
     vocabulary = next(len(part) for part in (one.weight_VD, other.weight_VD, one.hidden_ED.mT) if part is not None)
-    most = working_bytes or WORKING_BYTES.get(device.type, WORKING_BYTES["cuda"])
+    most = working_bytes or allowed(WORKING_BYTES, device)
     found = torch.empty(len(one.hidden_ED), dtype=torch.float32, device=device)
     with torch.autocast(device.type, enabled=False):
-        for block in _blocks(len(found), max(1, most // (16 * vocabulary))):
+        for block in blocks(len(found), max(1, most // (16 * vocabulary))):
             p, q = one.rows(block, device), other.rows(block, device)
             found[block] = (p.exp() * (p - q).masked_fill_(p == -torch.inf, 0)).sum(-1)  # a token that never comes counts nothing
     return found
@@ -106,7 +107,7 @@ def in_one_type(hidden_ED: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> 
 
 def _rows_at_once(weight_VD: Tensor, working_bytes: int | None) -> int:
     """Rows of a block of logits."""
-    most = working_bytes or WORKING_BYTES.get(weight_VD.device.type, WORKING_BYTES["cuda"])
+    most = working_bytes or allowed(WORKING_BYTES, weight_VD.device)
     return max(1, most // (weight_VD.element_size() * weight_VD.shape[0]))
 
 
@@ -118,10 +119,10 @@ class _TokenLogps(torch.autograd.Function):
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         hidden_slopes = torch.empty_like(hidden) if frozen_head else None
         kept: list[Tensor] = []
-        for block in _blocks(len(hidden), rows):
+        for block in blocks(len(hidden), rows):
             logits = F.linear(hidden[block], weight, bias)
             keep = (needs_weight or needs_bias) and block.stop <= kept_rows
-            logps[block] = _log_softmax_at(targets[block], logits, leave_slopes=frozen_head or keep)
+            logps[block] = log_softmax_at(targets[block], logits, leave_slopes=frozen_head or keep)
             if hidden_slopes is not None:
                 torch.mm(logits, weight, out=hidden_slopes[block])
             if keep:
@@ -141,12 +142,12 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = grad_bias = None
         scaled = (hidden * grad_E[:, None]).to(hidden.dtype)
-        for index, block in enumerate(_blocks(len(hidden), ctx.rows)):
+        for index, block in enumerate(blocks(len(hidden), ctx.rows)):
             if index < len(kept):
                 slopes = kept[index]
             else:
                 slopes = F.linear(hidden[block], weight, bias)
-                _log_softmax_at(targets[block], slopes, leave_slopes=True)
+                log_softmax_at(targets[block], slopes, leave_slopes=True)
             if grad_hidden is not None:
                 grad_hidden[block] = (slopes @ weight) * grad_E[block, None]
             if needs_weight:
@@ -156,32 +157,6 @@ class _TokenLogps(torch.autograd.Function):
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
-
-
-def _blocks(total: int, rows: int) -> Iterator[slice]:
-    """Slices that cover `total` rows; of none, one empty slice, so that sums over blocks have their shape."""
-    for start in range(0, max(1, total), rows):
-        yield slice(start, min(start + rows, total))
-
-
-def _log_softmax_at(targets: Tensor, logits: Tensor, *, leave_slopes: bool) -> Tensor:
-    """log softmax of each row at its target, in fp32. Overwrites the logits with onehot(target) − softmax if asked to.
-
-    In place and by a few rows at a time, because memory traffic is what this costs.
-    """
-    logps = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    rows = max(1, SOFTMAX_BYTES.get(logits.device.type, SOFTMAX_BYTES["cuda"]) // (4 * logits.shape[1]))
-    for chunk in _blocks(len(logits), rows):
-        at = targets[chunk, None]
-        shifted = logits[chunk].to(torch.float32, copy=True)
-        shifted -= shifted.amax(-1, keepdim=True)
-        at_target = shifted.gather(-1, at)
-        total = shifted.exp_().sum(-1, keepdim=True)
-        logps[chunk] = (at_target - total.log())[:, 0]
-        if leave_slopes:
-            slopes = shifted.div_(total).neg_()
-            logits[chunk] = slopes.scatter_add_(-1, at, torch.ones_like(at, dtype=slopes.dtype))
-    return logps
 
 
 def _plus(total: Tensor | None, block: Tensor) -> Tensor:

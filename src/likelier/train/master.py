@@ -19,7 +19,7 @@ from likelier.models import original_weights, trainable
 from likelier.recipe import ModelSettings
 
 PART = 2**20
-"""Elements added at once: to add bf16 to fp32 torch makes an fp32 copy, which had better be small."""
+"""Elements added at once on a CPU, where torch makes an fp32 copy to add bf16 to fp32: it had better be small. A GPU makes none."""
 
 
 def originals_of(model: nn.Module, settings: ModelSettings) -> dict[str, Tensor] | None:
@@ -67,7 +67,8 @@ class MasterWeights:
             if master.grad is None:
                 master.grad = memory.copy_(parameter.grad)
             else:
-                for total, added in zip(master.grad.view(-1).split(PART), parameter.grad.reshape(-1).split(PART), strict=True):
+                size = PART if parameter.device.type == "cpu" else max(1, parameter.numel())
+                for total, added in zip(master.grad.view(-1).split(size), parameter.grad.reshape(-1).split(size), strict=True):
                     total += added
             parameter.grad = None
 

@@ -38,7 +38,8 @@ from torch import nn
 
 from likelier.adapters import belongs_to_adapter
 from likelier.four_bits import held_bytes, packing, true_shape
-from likelier.logprobs.head import KEPT_BYTES, SOFTMAX_BYTES, WORKING_BYTES
+from likelier.logprobs.head import KEPT_BYTES, WORKING_BYTES
+from likelier.logprobs.softmax import SOFTMAX_BYTES, allowed
 from likelier.models import count_parameters, trainable
 from likelier.recipe import TrainSettings
 from likelier.section import Recomputing
@@ -174,12 +175,11 @@ def _head(model: nn.Module, narrow: int, engine: str, batch: BatchSize) -> Part:
     head = _head_of(model)
     weight = head.weight
     vocabulary, width = weight.shape
-    device = weight.device.type
     logits = narrow * batch.edges * vocabulary
-    working = 2 * min(logits, WORKING_BYTES.get(device, WORKING_BYTES["cuda"])) + min(2 * logits, SOFTMAX_BYTES.get(device, SOFTMAX_BYTES["cuda"]))
+    working = 2 * min(logits, allowed(WORKING_BYTES, weight.device)) + min(2 * logits, allowed(SOFTMAX_BYTES, weight.device))
     if not any(p.requires_grad for p in head.parameters()):
         return Part("head", f"slopes {batch.edges:,} × {width:,} × {narrow}, working space", narrow * batch.edges * width + working)
-    kept = min(logits, KEPT_BYTES)
+    kept = min(logits, allowed(KEPT_BYTES, weight.device))
     of_weight = 4 * vocabulary * width
     sums = f"slopes {kept / 1e6:.0f} MB, working space {working / 1e6:.0f} MB, gradient {of_weight / 1e6:.0f} MB"
     return Part("head", sums, kept + working + of_weight)

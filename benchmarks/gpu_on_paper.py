@@ -1,0 +1,258 @@
+"""The cases of gpu.py on paper: what a step of Likelier and of TRL costs a GPU, without one. FLOPs, bytes moved, the least seconds, peak memory.
+
+    python benchmarks/gpu_on_paper.py --json paper.json              all main cases but the one with 8-bit moments, some minutes on any machine
+    python benchmarks/gpu_on_paper.py --cases 'llama-1b/*' --kernels what takes the time, kernel by kernel
+    python benchmarks/gpu_on_paper.py --smoke                        tiny models
+
+Nothing is measured: kernels do not run. What they would be given is counted (paper_device.py), and the roofline of an H200 says the least time they
+need (paper_meter.py). `default` and `best` are those of gpu.py, without FlashAttention. TRL's own code computes the loss, from its collator to its
+metrics; its training loop is played: batches, backward, clipping, fused AdamW. Triton's kernels, of either tool, are counted by hand: each reads its
+logits once, and where it leaves something writes them once. Likelier attends with `varlen_attn`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_cases import SEED, Case, made_up_tokenizer, main_cases, make_steps, smoke_cases
+from gpu_players import OPPONENTS, PAIRS_AT_ONCE, Options, settings_of
+from likelier.examples import PreferenceExample
+from likelier.logprobs import head, softmax, varlen
+from likelier.logprobs.examples import cut_examples, sequences_of
+from likelier.logprobs.reference import ReferenceValues
+from likelier.logprobs.scorer import Scorer
+from likelier.logprobs.tree import Tree, build_tree
+from likelier.models import add_adapter, as_reference, trainable
+from likelier.objectives import make_objective
+from likelier.recipe import AdapterSettings
+from likelier.train.loop import Training
+from likelier.train.master import MasterWeights
+from likelier.train.progress import Progress
+from likelier.train.step import Task
+from likelier_side import BETA, Steps, StepsAsGiven
+from needed_flops import needed_flops, seen_pairs
+from paper_device import forget_cast_weights, moved_to_paper, on_paper, set_up
+from paper_meter import H200, Meter, Spent
+
+STEPS = 3
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def on_meta(case: Case, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(case.config, dtype=dtype, attn_implementation="sdpa")
+
+
+def likelier_on_paper(case: Case, steps: Steps, options: Options, *, triton: bool) -> tuple[Spent, Spent]:
+    """All steps, and scoring their reference."""
+    settings, meter = settings_of(case, options), Meter(options.device.type)
+    trees: list[Tree] = [build_tree(sequences_of(batch)) for step in steps for batch in cut_examples(step, settings.tokens_per_batch)]
+    config, reference = case.config, ReferenceValues()
+    meter.attention_flops = 4 * config.num_attention_heads * config.head_dim * sum(map(seen_pairs, trees)) / len(trees)
+    for sequence in {sequence for step in steps for sequence in sequences_of(step)}:
+        reference.add(sequence, torch.zeros(len(sequence.response_ids)))
+    varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True  # type: ignore[assignment]
+    head.log_softmax_at = _softmax_kernel(meter) if triton else softmax.log_softmax_at
+    model = on_meta(case, torch.bfloat16)
+    if case.method == "lora":
+        model = add_adapter(model, AdapterSettings(), seed=SEED)
+    with on_paper():
+        policy = Scorer(moved_to_paper(model, options.device), engine="nodes", precision="bf16")
+        weights = MasterWeights(model)
+        task = Task(policy, reference, make_objective("dpo", beta=BETA), settings.tokens_per_batch, Progress())
+        training = Training(task, weights, StepsAsGiven(steps), settings, log=lambda row: None, begins_at_reference=False)
+        with meter:
+            meter.hold(*model.parameters(), *model.buffers(), *weights.parameters)
+            with torch.no_grad(), as_reference(model):
+                for batch in (batch for step in steps for batch in cut_examples(step, settings.tokens_per_batch)):
+                    policy.token_logps(sequences_of(batch))
+                    forget_cast_weights()
+            scored = meter.spent
+            meter.begin()
+            for _ in steps:
+                training.step()
+                forget_cast_weights()
+    return meter.spent, scored
+
+
+def _softmax_kernel(meter: Meter) -> Callable[..., Tensor]:
+    def kernel(targets: Tensor, logits: Tensor, *, leave_slopes: bool) -> Tensor:
+        meter.account("Triton softmax", moved=logits.nbytes * (2 if leave_slopes else 1))
+        return torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+
+    return kernel
+
+
+def trl_on_paper(case: Case, steps: Steps, options: Options, opponent: str) -> Spent:
+    """All steps. TRL's trainer is made with a tiny model, whose place the one on paper takes."""
+    from accelerate.utils.operations import convert_outputs_to_fp32
+    from transformers import TrainerCallback
+    from trl.trainer.utils import add_fused_lm_head
+
+    from gpu_trl_player import adapter
+    from trl_side import make_trainer, quiet
+
+    device, best = options.device, opponent == "best"
+    lora = case.method == "lora"
+    meter = Meter(device.type)
+    _play_triton(meter)
+    tiny = smoke_cases()[0]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        trainer = make_trainer(
+            *(_tiny_model(tiny), made_up_tokenizer(), make_steps(tiny, 1), settings_of(tiny, options), folder, TrainerCallback()),
+            pairs_at_once=1,
+            own={"gradient_checkpointing": not best},
+            ref_model=None if lora else _tiny_model(tiny),
+            peft_config=adapter() if lora else None,
+        )
+    dtype = torch.bfloat16 if best and lora else torch.float32
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+
+    def prepared(model: Any) -> Any:
+        """As accelerate prepares it."""
+        model.forward = convert_outputs_to_fp32(torch.autocast(device.type, torch.bfloat16)(model.forward))
+        return model
+
+    def made(*fields: str) -> Any:
+        model = on_meta(case, dtype)
+        add_fused_lm_head(model, **({"outputs": fields} if fields else {}))
+        return model
+
+    model = made(*outputs)
+    if lora:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter())
+    trainer.precompute_ref_logps, trainer.data_collator.max_length = best, None
+    collated = [[(pairs, _collated(trainer, pairs, scored=best)) for pairs in _in_batches(step)] for step in steps]
+    with on_paper():
+        moved_to_paper(model, device)
+        if not best:
+            model.gradient_checkpointing_enable()
+            if lora:
+                model.enable_input_require_grads()
+        model.train()
+        trainer.model = prepared(model)
+        trainer.ref_model = None if lora or best else prepared(moved_to_paper(made().eval(), device))
+        changed = list(trainable(model).values())
+        optimizer = torch.optim.AdamW(changed, lr=1e-5, fused=True)
+        with meter:
+            meter.hold(*model.parameters(), *model.buffers(), *(trainer.ref_model.parameters() if trainer.ref_model else ()))
+            meter.begin()
+            for batches in collated:
+                for pairs, batch in batches:
+                    meter.chosen = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+                    inputs = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in batch.items()}
+                    loss = trainer.compute_loss(trainer.model, inputs)
+                    forget_cast_weights()
+                    (loss / len(batches)).backward()
+                    del loss, inputs
+                torch.nn.utils.clip_grad_norm_(changed, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+    return meter.spent
+
+
+def _in_batches(step: list[PreferenceExample]) -> list[list[PreferenceExample]]:
+    return [step[start : start + PAIRS_AT_ONCE] for start in range(0, len(step), PAIRS_AT_ONCE)]
+
+
+def _collated(trainer: Any, pairs: list[PreferenceExample], *, scored: bool) -> dict[str, Tensor]:
+    """As the trainer's own collator does it; with the reference's values, if they are there."""
+    batch = trainer.data_collator([{name: list(getattr(pair, name)) for name in COLUMNS} for pair in pairs])
+    return batch | ({f"ref_{side}_logps": torch.zeros(len(pairs)) for side in ("chosen", "rejected")} if scored else {})
+
+
+def _tiny_model(case: Case) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(case.config)
+
+
+def _play_triton(meter: Meter) -> None:
+    """TRL's kernels, by what they read and write, and its product that adds to fp32."""
+    from trl.kernels import chunked_logprob
+
+    def product(total: Tensor, left: Tensor, right: Tensor) -> None:
+        flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        meter.account("mm", moved=left.nbytes + right.nbytes + 2 * total.nbytes, flops=flops, dtype=left.dtype)
+
+    chunked_logprob._forward_tile = lambda tile, *others, **options: meter.account("Triton softmax", moved=tile.nbytes)
+    chunked_logprob._backward_tile = lambda tile, *others, **options: meter.account("Triton softmax", moved=2 * tile.nbytes)
+    chunked_logprob._addmm_fp32 = product
+    sys.modules["trl.trainer.utils"]._use_triton = lambda device: True
+
+
+def on_paper_match(case: Case, opponents: list[str], options: Options, *, triton: bool) -> dict[str, Any]:
+    """What both tools spend in one case."""
+    steps = make_steps(case, STEPS)
+    needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=16 if case.method == "lora" else None) for step in steps]
+    own, scored = likelier_on_paper(case, steps, options, triton=triton)
+    with warnings.catch_warnings(action="ignore"):  # TRL's, of names that transformers will no longer have
+        theirs = {opponent: asdict(trl_on_paper(case, steps, options, opponent)) for opponent in opponents}
+    flops = {"step": sum(each.step for each in needed), "reference": sum(each.reference for each in needed)}
+    return {"case": case.name, "needed_flops": flops, "likelier": asdict(own), "reference": asdict(scored), "trl": theirs}
+
+
+def show(match: dict[str, Any], *, kernels: bool) -> None:
+    """A line each for Likelier and the opponents."""
+    own, reference, rate = match["likelier"], match["reference"]["total"], H200.flops[torch.bfloat16]
+    total = own["total"]
+    bound = match["needed_flops"]["step"] / total["seconds"] / rate
+    print(f"{match['case']:30} Likelier {_line(own)}   MFU at most {bound:.0%}", flush=True)
+    for opponent, theirs in match["trl"].items():
+        more = reference if opponent == "default" else dict.fromkeys(reference, 0)
+        flops, seconds = (theirs["total"][name] / (total[name] + more[name]) for name in ("flops", "seconds"))
+        ratios = f"FLOPs {flops:.2f}, seconds {seconds:.2f} times Likelier's; its peak {own['peak_bytes'] / theirs['peak_bytes']:.2f} of this"
+        print(f"{'':30} {opponent:8} {_line(theirs)}   {ratios}", flush=True)
+    for name, spent in [("Likelier", own), *match["trl"].items()] if kernels else []:
+        print(f"\n  {name}")
+        for kernel, cost in sorted(spent["by_kernel"].items(), key=lambda item: -item[1]["seconds"])[:16]:
+            sums = f"{1e3 * cost['seconds']:8.2f} ms  {cost['flops'] / 1e12:8.2f} TFLOP  {cost['bytes'] / 1e9:8.1f} GB"
+            print(f"    {kernel:44} {sums}  {cost['kernels']}")
+
+
+def _line(spent: dict[str, Any]) -> str:
+    total = spent["total"]
+    sums = f"{total['flops'] / 1e12:8.1f} TFLOP {total['bytes'] / 1e9:7.0f} GB {1e3 * total['seconds']:7.0f} ms"
+    return f"{sums} {total['kernels']:6} kernels {spent['reads']:4} reads  peak {spent['peak_bytes'] / 1e9:6.1f} GB"
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
+    parser.add_argument("--opponents", nargs="*", choices=list(OPPONENTS), default=list(OPPONENTS), help="none: Likelier alone")
+    parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe (default 8192)")
+    parser.add_argument("--without-triton", action="store_true", help="Likelier as where there is no Triton")
+    parser.add_argument("--kernels", action="store_true", help="list what takes most of the time")
+    parser.add_argument("--smoke", action="store_true", help="tiny models")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    arguments = parser.parse_args(words)
+    options = Options(set_up(), "bf16", arguments.tokens_per_batch, False)
+    cases = [case for case in (smoke_cases() if arguments.smoke else main_cases()) if not case.tight]
+    print(f"{STEPS} steps; least seconds on an H200 by its data sheet; against `default` with Likelier's reference pass")
+    about = {"rates": "NVIDIA H200, data sheet", "steps": STEPS, "torch": torch.__version__, "tokens_per_batch": arguments.tokens_per_batch}
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        if any(fnmatch(case.name, pattern) for pattern in arguments.cases):
+            found.append(on_paper_match(case, arguments.opponents, options, triton=not arguments.without_triton))
+            show(found[-1], kernels=arguments.kernels)
+            if arguments.json:
+                arguments.json.write_text(json.dumps({**about, "matches": found}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
