@@ -29,6 +29,7 @@ from gpu_players import OPPONENTS, PAIRS_AT_ONCE, Options, settings_of
 from likelier.examples import PreferenceExample
 from likelier.logprobs import head, softmax, varlen
 from likelier.logprobs.examples import cut_examples, sequences_of
+from likelier.logprobs.norms import fuse_norms
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import Tree, build_tree
@@ -68,6 +69,7 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, triton: boo
     model = on_meta(case, torch.bfloat16)
     if case.method == "lora":
         model = add_adapter(model, AdapterSettings(), seed=SEED)
+    fuse_norms(model)
     with on_paper():
         policy = Scorer(moved_to_paper(model, options.device), engine="nodes", precision="bf16")
         weights = MasterWeights(model)

@@ -53,7 +53,13 @@ def set_up() -> torch.device:
         for name in names:
             operation, _, overload = name.partition(".")
             rules.impl(name, _casting(getattr(getattr(aten, operation), overload or "default"), dtype), "AutocastPrivateUse1")
+    rules.impl("silu_backward", lambda grad, state: torch.empty_like(grad), "PrivateUse1")  # else PyTorch takes it apart, unlike on CUDA
+    rules.impl(
+        "_fused_rms_norm", lambda x, shape, weight, eps: (torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)), "PrivateUse1"
+    )
+    rules.impl("_fused_rms_norm_backward", lambda grad, x, shape, rstd, weight, mask: (torch.empty_like(x), torch.empty_like(weight)), "PrivateUse1")
     _kept_for_good.extend([rest, rules])
+    F.rms_norm = lambda x, shape, weight, eps: aten._fused_rms_norm(x, shape, weight, eps)[0]
     F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
     return torch.device(NAME, 0)
 
