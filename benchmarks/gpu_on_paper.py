@@ -56,7 +56,7 @@ def on_meta(case: Case, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(case.config, dtype=dtype, attn_implementation="sdpa")
 
 
-def likelier_on_paper(case: Case, steps: Steps, options: Options, *, triton: bool) -> tuple[Spent, Spent]:
+def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bool) -> tuple[Spent, Spent]:
     """All steps, and scoring their reference."""
     settings, meter = settings_of(case, options), Meter(options.device.type)
     trees: list[Tree] = [build_tree(sequences_of(batch)) for step in steps for batch in cut_examples(step, settings.tokens_per_batch)]
@@ -65,11 +65,12 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, triton: boo
     for sequence in {sequence for step in steps for sequence in sequences_of(step)}:
         reference.add(sequence, torch.zeros(len(sequence.response_ids)))
     varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True  # type: ignore[assignment]
-    head.log_softmax_at = _softmax_kernel(meter) if triton else softmax.log_softmax_at
+    head.log_softmax_at = _softmax_kernel(meter) if kernels else softmax.log_softmax_at
     model = on_meta(case, torch.bfloat16)
     if case.method == "lora":
         model = add_adapter(model, AdapterSettings(), seed=SEED)
-    fuse_norms(model)
+    if kernels:
+        fuse_norms(model)
     with on_paper():
         policy = Scorer(moved_to_paper(model, options.device), engine="nodes", precision="bf16")
         weights = MasterWeights(model)
@@ -197,11 +198,11 @@ def _play_triton(meter: Meter) -> None:
     sys.modules["trl.trainer.utils"]._use_triton = lambda device: True
 
 
-def on_paper_match(case: Case, opponents: list[str], options: Options, *, triton: bool) -> dict[str, Any]:
+def on_paper_match(case: Case, opponents: list[str], options: Options, *, kernels: bool) -> dict[str, Any]:
     """What both tools spend in one case."""
     steps = make_steps(case, STEPS)
     needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=16 if case.method == "lora" else None) for step in steps]
-    own, scored = likelier_on_paper(case, steps, options, triton=triton)
+    own, scored = likelier_on_paper(case, steps, options, kernels=kernels)
     with warnings.catch_warnings(action="ignore"):  # TRL's, of names that transformers will no longer have
         theirs = {opponent: asdict(trl_on_paper(case, steps, options, opponent)) for opponent in opponents}
     flops = {"step": sum(each.step for each in needed), "reference": sum(each.reference for each in needed)}
@@ -237,7 +238,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
     parser.add_argument("--opponents", nargs="*", choices=list(OPPONENTS), default=list(OPPONENTS), help="none: Likelier alone")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe (default 8192)")
-    parser.add_argument("--without-triton", action="store_true", help="Likelier as where there is no Triton")
+    parser.add_argument("--without-kernels", action="store_true", help="Likelier without its Triton kernel and fused norms")
     parser.add_argument("--kernels", action="store_true", help="list what takes most of the time")
     parser.add_argument("--smoke", action="store_true", help="tiny models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
@@ -249,7 +250,7 @@ def main(words: list[str]) -> int:
     found: list[dict[str, Any]] = []
     for case in cases:
         if any(fnmatch(case.name, pattern) for pattern in arguments.cases):
-            found.append(on_paper_match(case, arguments.opponents, options, triton=not arguments.without_triton))
+            found.append(on_paper_match(case, arguments.opponents, options, kernels=not arguments.without_kernels))
             show(found[-1], kernels=arguments.kernels)
             if arguments.json:
                 arguments.json.write_text(json.dumps({**about, "matches": found}, indent=1) + "\n")
