@@ -36,6 +36,7 @@ from likelier.logprobs.tree import Tree, build_tree
 from likelier.models import add_adapter, as_reference, trainable
 from likelier.objectives import make_objective
 from likelier.recipe import AdapterSettings
+from likelier.recompute import recompute_activations
 from likelier.train.loop import Training
 from likelier.train.master import MasterWeights
 from likelier.train.progress import Progress
@@ -71,6 +72,7 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bo
         model = add_adapter(model, AdapterSettings(), seed=SEED)
     if kernels:
         fuse_norms(model)
+    recompute_activations(model, how=settings.gradient_checkpointing)
     with on_paper():
         policy = Scorer(moved_to_paper(model, options.device), engine="nodes", precision="bf16")
         weights = MasterWeights(model)
@@ -238,12 +240,13 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
     parser.add_argument("--opponents", nargs="*", choices=list(OPPONENTS), default=list(OPPONENTS), help="none: Likelier alone")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe (default 8192)")
+    parser.add_argument("--recompute", action="store_true", help="Likelier with train.gradient_checkpointing")
     parser.add_argument("--without-kernels", action="store_true", help="Likelier without its Triton kernel and fused norms")
     parser.add_argument("--kernels", action="store_true", help="list what takes most of the time")
     parser.add_argument("--smoke", action="store_true", help="tiny models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
     arguments = parser.parse_args(words)
-    options = Options(set_up(), "bf16", arguments.tokens_per_batch, False)
+    options = Options(set_up(), "bf16", arguments.tokens_per_batch, arguments.recompute)
     cases = [case for case in (smoke_cases() if arguments.smoke else main_cases()) if not case.tight]
     print(f"{STEPS} steps; least seconds on an H200 by its data sheet; against `default` with Likelier's reference pass")
     about = {"rates": "NVIDIA H200, data sheet", "steps": STEPS, "torch": torch.__version__, "tokens_per_batch": arguments.tokens_per_batch}
