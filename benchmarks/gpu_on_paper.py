@@ -13,7 +13,6 @@ logits once, and where it leaves something writes them once. Likelier attends wi
 import argparse
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,16 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_cases import SEED, Case, made_up_tokenizer, main_cases, make_steps, smoke_cases
-from gpu_players import OPPONENTS, PAIRS_AT_ONCE, Options, settings_of
-from likelier.examples import PreferenceExample
+from gpu_cases import SEED, Case, main_cases, make_steps, smoke_cases
+from gpu_players import OPPONENTS, Options, settings_of
 from likelier.logprobs import head, softmax, varlen
 from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.norms import fuse_norms
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import Tree, build_tree
-from likelier.models import add_adapter, as_reference, trainable
+from likelier.models import add_adapter, as_reference
 from likelier.objectives import make_objective
 from likelier.recipe import AdapterSettings
 from likelier.recompute import recompute_activations
@@ -43,18 +41,10 @@ from likelier.train.progress import Progress
 from likelier.train.step import Task
 from likelier_side import BETA, Steps, StepsAsGiven
 from needed_flops import needed_flops, seen_pairs
-from paper_device import forget_cast_weights, moved_to_paper, on_paper, set_up
+from paper_device import forget_cast_weights, moved_to_paper, on_meta, on_paper, set_up
 from paper_meter import H200, Meter, Spent
 
 STEPS = 3
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-
-
-def on_meta(case: Case, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(case.config, dtype=dtype, attn_implementation="sdpa")
 
 
 def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bool) -> tuple[Spent, Spent]:
@@ -67,7 +57,7 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bo
         reference.add(sequence, torch.zeros(len(sequence.response_ids)))
     varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True  # type: ignore[assignment]
     head.log_softmax_at = _softmax_kernel(meter) if kernels else softmax.log_softmax_at
-    model = on_meta(case, torch.bfloat16)
+    model = on_meta(case.config, torch.bfloat16)
     if case.method == "lora":
         model = add_adapter(model, AdapterSettings(), seed=SEED)
     if kernels:
@@ -100,108 +90,10 @@ def _softmax_kernel(meter: Meter) -> Callable[..., Tensor]:
     return kernel
 
 
-def trl_on_paper(case: Case, steps: Steps, options: Options, opponent: str) -> Spent:
-    """All steps. TRL's trainer is made with a tiny model, whose place the one on paper takes."""
-    from accelerate.utils.operations import convert_outputs_to_fp32
-    from transformers import TrainerCallback
-    from trl.trainer.utils import add_fused_lm_head
-
-    from gpu_trl_player import adapter
-    from trl_side import make_trainer, quiet
-
-    device, best = options.device, opponent == "best"
-    lora = case.method == "lora"
-    meter = Meter(device.type)
-    _play_triton(meter)
-    tiny = smoke_cases()[0]
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        trainer = make_trainer(
-            *(_tiny_model(tiny), made_up_tokenizer(), make_steps(tiny, 1), settings_of(tiny, options), folder, TrainerCallback()),
-            pairs_at_once=1,
-            own={"gradient_checkpointing": not best},
-            ref_model=None if lora else _tiny_model(tiny),
-            peft_config=adapter() if lora else None,
-        )
-    dtype = torch.bfloat16 if best and lora else torch.float32
-    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
-
-    def prepared(model: Any) -> Any:
-        """As accelerate prepares it."""
-        model.forward = convert_outputs_to_fp32(torch.autocast(device.type, torch.bfloat16)(model.forward))
-        return model
-
-    def made(*fields: str) -> Any:
-        model = on_meta(case, dtype)
-        add_fused_lm_head(model, **({"outputs": fields} if fields else {}))
-        return model
-
-    model = made(*outputs)
-    if lora:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, adapter())
-    trainer.precompute_ref_logps, trainer.data_collator.max_length = best, None
-    collated = [[(pairs, _collated(trainer, pairs, scored=best)) for pairs in _in_batches(step)] for step in steps]
-    with on_paper():
-        moved_to_paper(model, device)
-        if not best:
-            model.gradient_checkpointing_enable()
-            if lora:
-                model.enable_input_require_grads()
-        model.train()
-        trainer.model = prepared(model)
-        trainer.ref_model = None if lora or best else prepared(moved_to_paper(made().eval(), device))
-        changed = list(trainable(model).values())
-        optimizer = torch.optim.AdamW(changed, lr=1e-5, fused=True)
-        with meter:
-            meter.hold(*model.parameters(), *model.buffers(), *(trainer.ref_model.parameters() if trainer.ref_model else ()))
-            meter.begin()
-            for batches in collated:
-                for pairs, batch in batches:
-                    meter.chosen = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-                    inputs = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in batch.items()}
-                    loss = trainer.compute_loss(trainer.model, inputs)
-                    forget_cast_weights()
-                    (loss / len(batches)).backward()
-                    del loss, inputs
-                torch.nn.utils.clip_grad_norm_(changed, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-    return meter.spent
-
-
-def _in_batches(step: list[PreferenceExample]) -> list[list[PreferenceExample]]:
-    return [step[start : start + PAIRS_AT_ONCE] for start in range(0, len(step), PAIRS_AT_ONCE)]
-
-
-def _collated(trainer: Any, pairs: list[PreferenceExample], *, scored: bool) -> dict[str, Tensor]:
-    """As the trainer's own collator does it; with the reference's values, if they are there."""
-    batch = trainer.data_collator([{name: list(getattr(pair, name)) for name in COLUMNS} for pair in pairs])
-    return batch | ({f"ref_{side}_logps": torch.zeros(len(pairs)) for side in ("chosen", "rejected")} if scored else {})
-
-
-def _tiny_model(case: Case) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(case.config)
-
-
-def _play_triton(meter: Meter) -> None:
-    """TRL's kernels, by what they read and write, and its product that adds to fp32."""
-    from trl.kernels import chunked_logprob
-
-    def product(total: Tensor, left: Tensor, right: Tensor) -> None:
-        flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
-        meter.account("mm", moved=left.nbytes + right.nbytes + 2 * total.nbytes, flops=flops, dtype=left.dtype)
-
-    chunked_logprob._forward_tile = lambda tile, *others, **options: meter.account("Triton softmax", moved=tile.nbytes)
-    chunked_logprob._backward_tile = lambda tile, *others, **options: meter.account("Triton softmax", moved=2 * tile.nbytes)
-    chunked_logprob._addmm_fp32 = product
-    sys.modules["trl.trainer.utils"]._use_triton = lambda device: True
-
-
 def on_paper_match(case: Case, opponents: list[str], options: Options, *, kernels: bool) -> dict[str, Any]:
     """What both tools spend in one case."""
+    from paper_trl import trl_on_paper
+
     steps = make_steps(case, STEPS)
     needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=16 if case.method == "lora" else None) for step in steps]
     own, scored = likelier_on_paper(case, steps, options, kernels=kernels)

@@ -2,7 +2,7 @@
 
 What PyTorch would run is what runs: autograd, autocast with CUDA's rules, transformers, PEFT, the optimizer. Only kernels are not, and attention goes
 where CUDA sends it: to flash attention, or with a mask to memory-efficient attention. PyTorch's `privateuseone` backend in Python and its FakeTensor
-do this (torch ≥ 2.12); both are experimental, and set up for the whole process.
+do this, as torch 2.13 has them: both are experimental, and set up for the whole process.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
+from transformers import AutoModelForCausalLM
 
 aten: Any = torch.ops.aten
 NAME = "paper"
@@ -109,6 +110,12 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_
         attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill(~attn_mask, -torch.inf)
     bias = attn_mask.expand(*query.shape[:3], key.shape[2])
     return aten._scaled_dot_product_efficient_attention(query, key, value, bias, query.requires_grad, dropout_p, is_causal, scale=scale)[0]
+
+
+def on_meta(config: Any, dtype: torch.dtype) -> Any:
+    """A model that has no numbers, and no device yet."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
 
 
 @contextmanager
