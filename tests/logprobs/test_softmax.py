@@ -137,15 +137,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from likelier.logprobs.softmax_kernel import BLOCK, WARPS, _row
 
-for capability in 80, 90:
-    for dtype in "bf16", "fp16", "fp32":
-        for leave_slopes in True, False:
-            types = {"targets": "*i64", "logits": "*" + dtype, "stride": "i64", "logps": "*fp32", "vocabulary": "i32"}
-            constants = {"LEAVE_SLOPES": leave_slopes, "BLOCK": BLOCK}
-            source = ASTSource(_row, types | dict.fromkeys(constants, "constexpr"), constants)
-            made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
-            stored = [line for line in made.asm["ptx"].splitlines() if "st.global" in line]
-            assert made.asm["cubin"] and (len(stored) > 1) == leave_slopes
+for capability, dtype in (80, "bf16"), (90, "bf16"), (90, "fp32"):
+    for leave_slopes in True, False:
+        types = {"targets": "*i64", "logits": "*" + dtype, "stride": "i64", "logps": "*fp32", "vocabulary": "i32"}
+        constants = {"LEAVE_SLOPES": leave_slopes, "BLOCK": BLOCK}
+        source = ASTSource(_row, types | dict.fromkeys(constants, "constexpr"), constants)
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
+        stored = [line for line in made.asm["ptx"].splitlines() if "st.global" in line]
+        assert made.asm["cubin"] and (len(stored) > 1) == leave_slopes
 """
 
 
