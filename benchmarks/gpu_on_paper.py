@@ -55,7 +55,7 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bo
     meter.attention_flops = 4 * config.num_attention_heads * config.head_dim * sum(map(seen_pairs, trees)) / len(trees)
     for sequence in {sequence for step in steps for sequence in sequences_of(step)}:
         reference.add(sequence, torch.zeros(len(sequence.response_ids)))
-    varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True  # type: ignore[assignment]
+    varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True
     head.log_softmax_at = _softmax_kernel(meter) if kernels else softmax.log_softmax_at
     model = on_meta(case.config, torch.bfloat16)
     if case.method == "lora":
@@ -94,8 +94,8 @@ def on_paper_match(case: Case, opponents: list[str], options: Options, *, kernel
     """What both tools spend in one case."""
     from paper_trl import trl_on_paper
 
-    steps = make_steps(case, STEPS)
-    needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=16 if case.method == "lora" else None) for step in steps]
+    steps, rank = make_steps(case, STEPS), AdapterSettings().rank if case.method == "lora" else None
+    needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=rank) for step in steps]
     own, scored = likelier_on_paper(case, steps, options, kernels=kernels)
     with warnings.catch_warnings(action="ignore"):  # TRL's, of names that transformers will no longer have
         theirs = {opponent: asdict(trl_on_paper(case, steps, options, opponent)) for opponent in opponents}

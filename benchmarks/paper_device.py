@@ -61,7 +61,7 @@ def set_up() -> torch.device:
     rules.impl("_fused_rms_norm_backward", lambda grad, x, shape, rstd, weight, mask: (torch.empty_like(x), torch.empty_like(weight)), "PrivateUse1")
     _kept_for_good.extend([rest, rules])
     F.rms_norm = lambda x, shape, weight, eps: aten._fused_rms_norm(x, shape, weight, eps)[0]
-    F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    F.scaled_dot_product_attention = _attention
     return torch.device(NAME, 0)
 
 

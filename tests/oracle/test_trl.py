@@ -177,7 +177,7 @@ LOSSES = [
     ("ld-dpo", {"beta": 0.1, "tail_weight": 0.3}, {"loss_type": "sigmoid", "beta": 0.1, "ld_alpha": 0.3}),
     ("rpo", {"beta": 0.1, "sft_weight": 0.3}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3], "beta": 0.1}),
     ("f-dpo", {"beta": 0.3, "divergence": "js"}, {"beta": 0.3, "f_divergence_type": "js_divergence"}),
-    ("f-dpo", {"beta": 0.3, "divergence": "forward-kl"}, {"beta": 0.3, "f_divergence_type": "forward_kl"}),
+    ("f-dpo", {"beta": 0.1, "divergence": "forward-kl"}, {"beta": 0.1, "f_divergence_type": "forward_kl"}),
     # What TRL calls α is 1 − α of the paper, which has f′(u) = (1 − u^−α)/α.
     (
         "f-dpo",
@@ -198,13 +198,13 @@ LOSSES = [
 
 
 def short(examples):
-    """The 8 pairs with the shortest replies: of a sum of −400 nats fp32 keeps too few digits to compare losses within 2e-5."""
+    """The 8 pairs with the shortest replies: of a sum of −400 nats fp32 keeps too few digits to compare losses within 1e-5."""
     return sorted(examples, key=lambda example: len(example.chosen_ids) + len(example.rejected_ids))[:8]
 
 
 @pytest.fixture
 def agree(moved, reference, furthest, agreement):
-    """agree(name, settings, examples, wanted, model): losses of `examples` within 2e-5 of `wanted`, and the gradients of their mean within 1e-4 of
+    """agree(name, settings, examples, wanted, model): losses of `examples` within 1e-5 of `wanted`, and the gradients of their mean within 1e-4 of
     those of `wanted` in `model`. `wanted`: a loss for each pair, or one for all."""
 
     def check(name, settings, examples, wanted, model, policy=moved, point=0.0):
@@ -216,7 +216,7 @@ def agree(moved, reference, furthest, agreement):
         loss_error, gradient_error = float(((found - wanted).abs() / wanted.abs()).max()), furthest(gradients, gradients_of(model))
         agreement(name, settings, loss_error, gradient_error)
         assert max(losses_B) > 1.1 * min(losses_B)
-        assert loss_error < 2e-5  # the exponential of forward KL multiplies what rounding leaves: 1.04e-5 on one CPU, less on another
+        assert loss_error < 1e-5
         assert gradient_error < 1e-4
 
     return check

@@ -67,11 +67,11 @@ def _eps(module: nn.Module) -> float | None:
 
 
 @torch.no_grad()
-def _is_plain(module: nn.Module, eps: float) -> bool:
+def _is_plain(module: Any, eps: float) -> bool:
     """Whether it does what `F.rms_norm` does, to numbers and under a weight drawn here."""
     draw = torch.Generator().manual_seed(0)
     own: Any = copy.copy(module)  # of its own attributes; the weight is another
-    own._parameters = {"weight": nn.Parameter(torch.randn(len(module.weight), generator=draw))}  # type: ignore[arg-type]
+    own._parameters = {"weight": nn.Parameter(torch.randn(len(module.weight), generator=draw))}
     given = 3 * torch.randn(2, 5, len(own.weight), generator=draw)
     try:
         found = own(given)
