@@ -25,9 +25,9 @@ from torch import Tensor
 
 from gpu_cases import SEED, Case, main_cases, make_steps, smoke_cases
 from gpu_players import OPPONENTS, Options, settings_of
-from likelier.logprobs import head, softmax, varlen
+from likelier.logprobs import gates, head, kernels, rotary, softmax, varlen
 from likelier.logprobs.examples import cut_examples, sequences_of
-from likelier.logprobs.norms import fuse_norms
+from likelier.logprobs.fused import fuse
 from likelier.logprobs.reference import ReferenceValues
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.tree import Tree, build_tree
@@ -47,7 +47,7 @@ from paper_meter import H200, Meter, Spent
 STEPS = 3
 
 
-def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bool) -> tuple[Spent, Spent]:
+def likelier_on_paper(case: Case, steps: Steps, options: Options, *, with_kernels: bool) -> tuple[Spent, Spent]:
     """All steps, and scoring their reference."""
     settings, meter = settings_of(case, options), Meter(options.device.type)
     trees: list[Tree] = [build_tree(sequences_of(batch)) for step in steps for batch in cut_examples(step, settings.tokens_per_batch)]
@@ -56,12 +56,15 @@ def likelier_on_paper(case: Case, steps: Steps, options: Options, *, kernels: bo
     for sequence in {sequence for step in steps for sequence in sequences_of(step)}:
         reference.add(sequence, torch.zeros(len(sequence.response_ids)))
     varlen.takes, varlen.agrees = lambda query, value: True, lambda *shape: True
-    head.log_softmax_at = _softmax_kernel(meter) if kernels else softmax.log_softmax_at
+    head.log_softmax_at = _softmax_kernel(meter) if with_kernels else softmax.log_softmax_at
+    kernels.of_layers = lambda: _LayerKernels(meter)
+    kernels.are_for = lambda tensor: with_kernels
+    gates.agrees = rotary.agrees = lambda dtype, device: True
     model = on_meta(case.config, torch.bfloat16)
     if case.method == "lora":
         model = add_adapter(model, AdapterSettings(), seed=SEED)
-    if kernels:
-        fuse_norms(model)
+    if with_kernels:
+        fuse(model, on_gpu=True)
     recompute_activations(model, how=settings.gradient_checkpointing)
     with on_paper():
         policy = Scorer(moved_to_paper(model, options.device), engine="nodes", precision="bf16")
@@ -90,13 +93,33 @@ def _softmax_kernel(meter: Meter) -> Callable[..., Tensor]:
     return kernel
 
 
-def on_paper_match(case: Case, opponents: list[str], options: Options, *, kernels: bool) -> dict[str, Any]:
+class _LayerKernels:
+    """Those of logprobs/layer_kernels.py."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        self._meter.account("Triton SwiGLU", moved=3 * gate.nbytes)
+        return torch.empty_like(gate)
+
+    def gated_slopes(self, slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        self._meter.account("Triton SwiGLU backward", moved=5 * gate.nbytes)
+        return torch.empty_like(gate), torch.empty_like(up)
+
+    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+        batch, heads, tokens, width = x.shape
+        self._meter.account("Triton rotation", moved=2 * x.nbytes + cos.nbytes + sin.nbytes)
+        return x.new_empty(batch, tokens, heads, width).transpose(1, 2)
+
+
+def on_paper_match(case: Case, opponents: list[str], options: Options, *, with_kernels: bool) -> dict[str, Any]:
     """What both tools spend in one case."""
     from paper_trl import trl_on_paper
 
     steps, rank = make_steps(case, STEPS), AdapterSettings().rank if case.method == "lora" else None
     needed = [needed_flops(case.config, build_tree(sequences_of(step)), lora_rank=rank) for step in steps]
-    own, scored = likelier_on_paper(case, steps, options, kernels=kernels)
+    own, scored = likelier_on_paper(case, steps, options, with_kernels=with_kernels)
     with warnings.catch_warnings(action="ignore"):  # TRL's, of names that transformers will no longer have
         theirs = {opponent: asdict(trl_on_paper(case, steps, options, opponent)) for opponent in opponents}
     flops = {"step": sum(each.step for each in needed), "reference": sum(each.reference for each in needed)}
@@ -133,7 +156,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--opponents", nargs="*", choices=list(OPPONENTS), default=list(OPPONENTS), help="none: Likelier alone")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe (default 8192)")
     parser.add_argument("--recompute", action="store_true", help="Likelier with train.gradient_checkpointing")
-    parser.add_argument("--without-kernels", action="store_true", help="Likelier without its Triton kernel and fused norms")
+    parser.add_argument("--without-kernels", action="store_true", help="Likelier without its Triton kernels and fused layers, but for LoRA")
     parser.add_argument("--kernels", action="store_true", help="list what takes most of the time")
     parser.add_argument("--smoke", action="store_true", help="tiny models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
@@ -145,7 +168,7 @@ def main(words: list[str]) -> int:
     found: list[dict[str, Any]] = []
     for case in cases:
         if any(fnmatch(case.name, pattern) for pattern in arguments.cases):
-            found.append(on_paper_match(case, arguments.opponents, options, kernels=not arguments.without_kernels))
+            found.append(on_paper_match(case, arguments.opponents, options, with_kernels=not arguments.without_kernels))
             show(found[-1], kernels=arguments.kernels)
             if arguments.json:
                 arguments.json.write_text(json.dumps({**about, "matches": found}, indent=1) + "\n")

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from likelier.logprobs import lora
 from likelier.section import Recomputing
 
 PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::_grouped_mm": 0, "bitsandbytes::gemm_4bit": 0}
@@ -48,7 +49,7 @@ def recompute_activations(model: Any, how: Recomputing = True) -> None:
 
 def _keep_selected(ranks: set[int], layer: Callable[..., Any], *inputs: Any) -> Any:
     contexts = partial(create_selective_checkpoint_contexts, partial(_is_kept, ranks))
-    return checkpoint(partial(_casting_anew, layer), *inputs, **PLAIN, context_fn=contexts)
+    return checkpoint(partial(_recorded, layer), *inputs, **PLAIN, context_fn=contexts)
 
 
 def _is_kept(ranks: set[int], _: Any, operation: Any, *arguments: Any, **options: Any) -> bool:
@@ -58,14 +59,16 @@ def _is_kept(ranks: set[int], _: Any, operation: Any, *arguments: Any, **options
     return name in ATTENTION or (name in PRODUCTS and arguments[PRODUCTS[name]].shape[-1] not in ranks)
 
 
-def _casting_anew(layer: Callable[..., Any], *inputs: Any) -> Any:
-    """Call `layer` without autocast's cache of cast weights: torch counts operations, and there must be as many when it is computed again."""
-    cached = torch.is_autocast_cache_enabled()
+def _recorded(layer: Callable[..., Any], *inputs: Any) -> Any:
+    """Call `layer` so that torch can keep some of its operations by their number. There must be as many when it is computed again, so that autocast
+    must remember no cast; and none may change what another made."""
+    cached, token = torch.is_autocast_cache_enabled(), lora.IN_PLACE.set(False)
     torch.set_autocast_cache_enabled(False)
     try:
         return layer(*inputs)
     finally:
         torch.set_autocast_cache_enabled(cached)
+        lora.IN_PLACE.reset(token)
 
 
 def _keep_elsewhere(layer: Callable[..., Any], *inputs: Any) -> Any:

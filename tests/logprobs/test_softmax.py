@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from likelier.logprobs import softmax
+from likelier.logprobs import kernels, softmax
 from likelier.logprobs.head import token_logps
 from likelier.logprobs.softmax import in_operations, log_softmax_at
 
@@ -50,7 +50,7 @@ def test_the_kernel_against_fp64(interpreted, vocabulary, dtype, scale):
     assert untouched.equal(logits)
     assert (logps - wanted).abs().max() <= 2e-6 * max(1, float(wanted.abs().max()))
     interpreted.log_softmax_at(targets, logits, logps, leave_slopes=True)
-    assert (logits - slopes).abs().max() <= softmax.NEAR[dtype]
+    assert (logits - slopes).abs().max() <= kernels.NEAR[dtype]
 
 
 def test_the_kernel_reads_rows_where_they_are(interpreted):
@@ -165,4 +165,4 @@ def test_on_a_gpu_the_kernel_is_used(dtype):
     others, logps = logits.clone(), torch.empty(9, device="cuda")
     in_operations(targets, others, logps, leave_slopes=True)
     assert torch.allclose(log_softmax_at(targets, logits, leave_slopes=True), logps, rtol=1e-5, atol=1e-5)
-    assert (logits - others).abs().max() <= softmax.NEAR[dtype]
+    assert (logits - others).abs().max() <= kernels.NEAR[dtype]

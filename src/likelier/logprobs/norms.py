@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from likelier.logprobs.swapping import Swapped, with_forward
+
 NEAR = 1e-5
 """Largest difference of the fused norm from a module's own, in fp32. A weight that is meant as 1 + weight (Gemma's) costs 1."""
 
@@ -26,7 +28,7 @@ def fuse_norms(model: nn.Module) -> int:
     modules: list[Any] = [*model.modules()]
     for module in modules:
         eps = _eps(module)
-        if eps is None or isinstance(module, _Fused):
+        if eps is None or isinstance(module, Swapped):
             continue
         own: Any = type(module)
         kind = own, eps
@@ -39,13 +41,9 @@ def fuse_norms(model: nn.Module) -> int:
     return fused
 
 
-class _Fused:
-    """What a fused norm's class has beside the module's own."""
-
-
 @cache
 def _fused(own: Any) -> Any:
-    """The class `own` with its forward pass fused, under its name. A class and no function on the module: it can be copied."""
+    """The class `own` with its forward pass fused."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         if hidden_states.dtype != self.weight.dtype:  # the kernel takes one type
@@ -54,7 +52,7 @@ def _fused(own: Any) -> Any:
         with torch.autocast(hidden_states.device.type, enabled=False):  # which from 2.12 on would widen everything first
             return F.rms_norm(hidden_states, self.weight.shape, self.weight, self._fused_eps)
 
-    return type(own.__name__, (_Fused, own), {"forward": forward, "__module__": own.__module__})
+    return with_forward(own, forward)
 
 
 def _eps(module: nn.Module) -> float | None:

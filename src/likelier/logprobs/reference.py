@@ -51,7 +51,7 @@ def numerics(*, precision: str, weights_dtype: str, engine: str, device: torch.d
         "precision": precision,
         "weights_dtype": weights_dtype,
         **({"quantisation": packed} if packed else {}),
-        **({"norms": "fused"} if device.type == "cuda" else {}),  # logprobs/norms.py
+        **({"layers": "fused"} if device.type == "cuda" else {}),  # logprobs/fused.py
         "device": device.type,
         "engine": engine,
         "torch": torch.__version__,

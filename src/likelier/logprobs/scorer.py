@@ -23,8 +23,8 @@ from likelier.errors import LikelierError, ModelError, lacks_memory
 from likelier.logprobs.attention import NODE_ATTENTION, NodeAttention, dense_masks, standard_attention
 from likelier.logprobs.batches import cut_into_batches
 from likelier.logprobs.flex import FlexAttention
+from likelier.logprobs.fused import fuse
 from likelier.logprobs.head import Logits, collision_logps, in_one_type, token_logps
-from likelier.logprobs.norms import fuse_norms
 from likelier.logprobs.plain import plain_logits, plain_scores
 from likelier.logprobs.tree import PromptResponse, Tree, build_tree
 
@@ -72,8 +72,7 @@ class Scorer:
         self.before_batch: Callable[[], object] = lambda: None  # is called before each batch; ranks meet there
         if engine != "plain":
             self._decoder, self._head = _body_and_head(model)
-            if self.device.type == "cuda":  # on a CPU nothing is won
-                fuse_norms(model)
+            fuse(model, on_gpu=self.device.type == "cuda")
         if engine in TREE_ATTENTION:
             config: Any = model.config
             config._attn_implementation = NODE_ATTENTION

@@ -5,21 +5,16 @@ A dozen operations of PyTorch's in place, or with Triton on a GPU one kernel (lo
 Shape legend: R rows, V vocabulary.
 """
 
-import warnings
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from likelier.errors import lacks_memory
+from likelier.logprobs import kernels
 
 SOFTMAX_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
 """fp32 copy of the rows whose softmax is taken at once: on a CPU what stays in its caches. The kernel needs none."""
-
-NEAR = {torch.float32: 1e-5, torch.bfloat16: 0.008, torch.float16: 0.001}
-"""Largest difference between the kernel's values and PyTorch's, values being about 1: slopes may be rounded the other way."""
 
 
 def log_softmax_at(targets_R: Tensor, logits_RV: Tensor, *, leave_slopes: bool) -> Tensor:
@@ -62,23 +57,13 @@ def allowed(bytes_by_device: dict[str, int], device: torch.device) -> int:
 
 def takes(logits_RV: Tensor) -> bool:
     """Whether there is a kernel for these."""
-    return logits_RV.device.type == "cuda" and logits_RV.dtype in NEAR and logits_RV.stride(1) == 1 and find_spec("triton") is not None
+    return kernels.are_for(logits_RV) and logits_RV.stride(1) == 1
 
 
 @cache
 def agrees(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel does on a few rows what PyTorch does there. Looked at once for each type; a kernel that fails is told of and not used."""
-    try:
-        furthest = _furthest(dtype, device)
-    except Exception as problem:  # whatever a compiler, its cache or its driver may raise
-        if lacks_memory(problem):
-            raise
-        fault = f"does not run here ({' '.join(str(problem).split())[:200]})"
-    else:
-        fault = "" if furthest <= NEAR[dtype] else f"is {furthest:.2g} away from PyTorch's here"  # of NaN, too
-    if fault:
-        warnings.warn(f"the fused softmax {fault}; the head takes more time", stacklevel=2)
-    return not fault
+    return kernels.is_right("the fused softmax", partial(_furthest, dtype, device), near=kernels.NEAR[dtype], cost="the head takes more time")
 
 
 def _furthest(dtype: torch.dtype, device: torch.device) -> float:

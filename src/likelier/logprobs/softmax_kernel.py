@@ -5,6 +5,7 @@ sum of exponentials is taken block by block beside the largest logit so far (Mil
 algorithm 3).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +19,8 @@ def log_softmax_at(targets_R: Tensor, logits_RV: Tensor, logps_R: Tensor, *, lea
     rows, vocabulary = logits_RV.shape
     if rows:
         block = min(BLOCK, triton.next_power_of_2(vocabulary))
-        _row[(rows,)](targets_R, logits_RV, logits_RV.stride(0), logps_R, vocabulary, leave_slopes, block, num_warps=WARPS)
+        with torch.cuda.device_of(logits_RV):
+            _row[(rows,)](targets_R, logits_RV, logits_RV.stride(0), logps_R, vocabulary, leave_slopes, block, num_warps=WARPS)
 
 
 @triton.jit

@@ -8,10 +8,8 @@ Shape legend: H query heads, G key/value heads, T tokens of the tree, D head wid
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from likelier.errors import lacks_memory
+from likelier.logprobs import kernels
 from likelier.logprobs.tree import Node, moved
 
 KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -58,7 +56,7 @@ def takes(query: Tensor, value: Tensor) -> bool:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, paths: Paths, *, scale: float | None, window: int | None) -> Tensor:
     """query (1, H, T, D), key and value (1, G, T, D), rows in the order of the nodes → (1, H, T, D)."""
-    q_THD, k_TGD, v_TGD = (states[0].transpose(0, 1) for states in (query, key, value))
+    q_THD, k_TGD, v_TGD = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     k_KGD, v_KGD = (_Along.apply(states, paths.keys_K) for states in (k_TGD, v_TGD))
     options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
     if query.shape[1] != key.shape[1]:
@@ -91,22 +89,10 @@ class _Along(torch.autograd.Function):
 @cache
 def agrees(heads: int, groups: int, width: int, window: int | None, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel does on a small tree what plain attention in fp32 does there, forward and backward. Looked at once for each shape of head; a
-    kernel that fails is told of and not used.
-
-    In a thread of its own: a layer that asks may be one that keeps what it computes, or computes it again.
-    """
-    try:
-        with ThreadPoolExecutor(max_workers=1) as aside:
-            furthest = aside.submit(_furthest, heads, groups, width, window, dtype, device).result()
-    except (RuntimeError, ValueError) as problem:
-        if lacks_memory(problem):
-            raise
-        fault = f"does not run here ({' '.join(str(problem).split())[:200]})"
-    else:
-        fault = "" if furthest <= NEAR else f"is {furthest:.2g} away from plain attention here"  # of NaN, too
-    if fault:
-        warnings.warn(f"flash attention {fault}; attention runs node by node, which is slower", stacklevel=2)
-    return not fault
+    kernel that fails is told of and not used."""
+    look = partial(_furthest, heads, groups, width, window, dtype, device)
+    cost = "attention runs node by node, which is slower"
+    return kernels.is_right("flash attention", look, near=NEAR, than="plain attention", cost=cost)
 
 
 def _furthest(heads: int, groups: int, width: int, window: int | None, dtype: torch.dtype, device: torch.device) -> float:
