@@ -1,5 +1,5 @@
-"""Layers as transformers and PEFT spell them beside fused ones (likelier/logprobs/fused.py): a random Llama under an adapter, all ways in turn. On the GPU
-if there is one; on a CPU LoRA alone is fused.
+"""Layers as transformers and PEFT spell them beside fused ones (likelier/logprobs/fused.py): a random Llama, all ways in turn. On the
+GPU if there is one; on a CPU LoRA alone is fused.
 
     python benchmarks/fused_layers.py [--method lora|full] [--width 576] [--precision fp32|bf16] [--rounds 15]
 

@@ -66,14 +66,15 @@ def _cpu_flags() -> str:
 
 
 def load_model(settings: ModelSettings, *, dtype: torch.dtype, device: torch.device | None = None, in_four_bits: bool = False) -> LoadedModel:
-    """Load weights and tokenizer; on request all linear layers but the head `in_four_bits`. Raises ModelError naming the model and the mend."""
+    """Load weights and tokenizer; on request all linear layers but the head `in_four_bits`. On the device `meta` the model has shapes and no weights.
+    Raises ModelError naming the model and the mend."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     path, device = locate(settings.name), device or pick_device()
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    held = loaded_in_four_bits(dtype, device) if in_four_bits else {}
+    held = loaded_in_four_bits(dtype, device) if in_four_bits else {"device_map": {"": "meta"}} if device.type == "meta" else {}
     tokenizer = load_tokenizer(settings)
     with loading(settings):
         model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **held)

@@ -1,5 +1,6 @@
 """Several processes train as one does: the same gradient, the same curves, the same order of the data, whatever their number."""
 
+import copy
 import os
 import random
 import signal
@@ -17,9 +18,11 @@ from likelier.cli import main
 from likelier.logprobs.scorer import DTYPES
 from likelier.models import here
 from likelier.rundir import RunDir
+from likelier.train import session
 from likelier.train.parallel import ALONE, Ranks, ranks_of_torchrun
 from likelier.train.sharding import whole
 from likelier.train.stop import Stop
+from tests.conftest import built_model, built_tokenizer
 from tests.train.children import begin, ended, hold_after_step, hold_before_naming, step_saved, wait_for
 from tests.train.conftest import changed
 
@@ -41,7 +44,13 @@ def as_rank(rank: int, size: int, port: int, out: str, hold: Path | None, pause:
                 save_file(gradients, kept)
         return clip(parameters, norm)
 
-    torch.nn.utils.clip_grad_norm_ = keep_and_clip
+    divide = session.shard
+
+    def note_and_divide(policy, *others):
+        Path(f"{out}.{rank}.loaded").write_text(str(sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.is_meta)))
+        divide(policy, *others)
+
+    torch.nn.utils.clip_grad_norm_, session.shard = keep_and_clip, note_and_divide
     if wide:
         DTYPES["fp32"] = torch.float64
     if rank:
@@ -132,9 +141,37 @@ def test_many_ranks_train_as_one(recipe, settings, sizes, tmp_path, monkeypatch)
         held = [int(Path(f"{run.path}.{rank}.held").read_text()) for rank in range(size)]
         assert len({*held}) == 1 if not recipe.train.fsdp or recipe.train.method == "lora" else sum(held) == gradient(one).numel(), "parts"
         assert run.read_manifest()["reference"] == one.read_manifest()["reference"]
+        if recipe.train.fsdp:
+            loaded = [int(Path(f"{run.path}.{rank}.loaded").read_text()) for rank in range(size)]
+            assert loaded[0] > 0 == sum(loaded[1:]), "the leader alone reads the model"
         keys = scored_sequences(tmp_path / f"cache-{size}")
         assert len(keys) == len({*keys}) == one.read_manifest()["reference"]["computed"], "each is scored by one rank"
         assert "Traceback" not in said(changed(recipe, out=str(run.path)), size - 1)
+
+
+def test_tied_weights_stay_tied_in_parts(recipe, tmp_path):
+    """And a model whose rows cannot be shared out evenly: the last rank has fewer, or none."""
+    base = built_model()
+    config = copy.deepcopy(base.config)
+    config.tie_word_embeddings = True
+    config.intermediate_size = 45
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        type(base)(config).save_pretrained(tmp_path / "tied")
+    built_tokenizer().save_pretrained(tmp_path / "tied")
+    recipe = changed(short(recipe, method="full", max_steps=2), model={"name": str(tmp_path / "tied")})
+    one, parts = (trained(changed(recipe, out=f"{recipe.out}-{size}", train={"fsdp": size > 1}), size) for size in (1, 4))
+    assert distance(parts, one) < 1e-5
+    assert_as_one(parts, one)
+    assert "lm_head.weight" not in load_file(next(parts.model.glob("*.safetensors")))
+
+
+def test_an_adapter_is_continued_in_parts(recipe):
+    first = trained(changed(short(recipe, max_steps=1), out=f"{recipe.out}-first"), 1)
+    recipe = changed(short(recipe, max_steps=2), adapter={"start": str(first.model)})
+    one, parts = (trained(changed(recipe, out=f"{recipe.out}-{size}", train={"fsdp": size > 1}), size) for size in (1, 2))
+    assert distance(parts, one) < 1e-5
+    assert_as_one(parts, one)
 
 
 def test_in_wider_numbers_the_gradient_is_that_of_one_process(recipe):

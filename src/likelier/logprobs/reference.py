@@ -38,11 +38,12 @@ def identity(*, weights: str, numerics: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({"weights": weights, **numerics}, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def numerics_of(scorer: Scorer) -> dict[str, Any]:
-    """Everything about the arithmetic that alters what `scorer` finds, beside the weights: it and the packages as they are here and now."""
+def numerics_of(scorer: Scorer, device: torch.device | None = None) -> dict[str, Any]:
+    """Everything about the arithmetic that alters what `scorer` finds, beside the weights: it and the packages as they are here and now. `device`:
+    where it will compute, if it is not there yet."""
     packed = quantisation(scorer.model)
     dtype = str(weights_dtype(scorer.model)).removeprefix("torch.")
-    return numerics(precision=scorer.precision, weights_dtype=dtype, engine=scorer.engine, device=scorer.device, packed=packed)
+    return numerics(precision=scorer.precision, weights_dtype=dtype, engine=scorer.engine, device=device or scorer.device, packed=packed)
 
 
 def numerics(*, precision: str, weights_dtype: str, engine: str, device: torch.device, packed: Any = None) -> dict[str, Any]:

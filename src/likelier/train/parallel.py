@@ -59,6 +59,12 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def from_leader(self, value: Item | None) -> Item:
+        """What the leader has, whose `value` is not None. All ranks must ask."""
+        found = self.gather(value)[0]
+        assert found is not None
+        return found
+
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Put the sum over ranks into the place of each gradient. One that no rank has stays None, as it would in a single process. Of weights that
         are divided among ranks FSDP has summed it."""

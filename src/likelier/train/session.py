@@ -90,14 +90,15 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, show: Progress, ranks: Ranks = ALONE) -> Prepared:
-    """Check everything that can be checked before a run begins. A model that `ranks` will divide among them is loaded on the CPU."""
+    """Check everything that can be checked before a run begins. A model that `ranks` will divide among them is loaded by the leader alone, on the
+    CPU; the others learn from it what it found out (`tell_others`)."""
     objective = make_objective(recipe.objective.name, **recipe.objective.given())
     check_names(recipe.audit)
     settings = recipe.train
     device = pick_device()
     precision = pick_precision(settings.precision, device)
     require_way(recipe, precision)
-    held_on = torch.device("cpu") if divides(recipe, ranks) else device
+    held_on = device if not divides(recipe, ranks) else torch.device("cpu" if ranks.leads else "meta")
     loaded = load_model(recipe.model, dtype=DTYPES[precision], device=held_on, in_four_bits=settings.method == "qlora")
     encoder = Encoder(loaded.tokenizer, chat_template=recipe.model.chat_template, max_length=recipe.data.max_length)
     kept = KeptTurns(cache_dir() / "tokens", encoder.identity)
@@ -120,13 +121,21 @@ def prepare(recipe: Recipe, show: Progress, ranks: Ranks = ALONE) -> Prepared:
             show.say(f"Audit, {finding['verdict']}: {finding['summary']}")
     if settings.method != "full":
         loaded.model = add_adapter(loaded.model, recipe.adapter, seed=settings.seed)
-    weights = fingerprint(loaded.model)
     recompute_activations(loaded.model, settings.gradient_checkpointing)
-    parity = choose_engine(loaded.model, sequences_of(probe_examples(train.examples)), pad_id=encoder.end_token_id)
+    told: tuple[str, Parity] | None = None
+    if held_on.type != "meta":
+        told = fingerprint(loaded.model), choose_engine(loaded.model, sequences_of(probe_examples(train.examples)), pad_id=encoder.end_token_id)
+    weights, parity = told or ranks.from_leader(told)
     for reason in parity.passed_over:
         show.say(f"Not used: {reason}")
     policy = Scorer(loaded.model, engine=parity.engine, precision=precision, pad_id=encoder.end_token_id)
-    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, numerics_of(policy) | {"device": device.type}, audit)
+    return Prepared(recipe, objective, loaded, train, held_out, policy, parity, weights, numerics_of(policy, device), audit)
+
+
+def tell_others(prepared: Prepared, ranks: Ranks) -> None:
+    """What the leader alone can find out, who has the model, when the others begin to prepare."""
+    if divides(prepared.recipe, ranks):
+        ranks.from_leader((prepared.weights, prepared.parity))
 
 
 def divides(recipe: Recipe, ranks: Ranks) -> bool:
@@ -176,6 +185,7 @@ def _train(recipe: Recipe, show: Progress, stop: Stop, ranks: Ranks, *, fresh: b
             if fresh:
                 clear(run)
             open_run(run, recipe, make_manifest(prepared))
+        tell_others(prepared, ranks)
         with heed_signals(stop), tracked(show, recipe, run) as observed:
             _carry_out(run, prepared, observed, stop, ranks)
             stop.leave("when the model had been saved")
@@ -200,7 +210,7 @@ def _carry_out(run: RunDir, prepared: Prepared, show: Progress, stop: Stop, rank
         store = open_store(prepared, show) if prepared.objective.needs_reference else None
         announce(prepared, store, show)
         if divides(recipe, ranks):
-            shard(policy, pick_device(), originals_of(policy.model, recipe.model))
+            shard(policy, pick_device(), originals_of(policy.model, recipe.model) if ranks.leads else None)
         held = fingerprint(policy.model) if policy.is_divided else prepared.weights
         if store is not None:
             with as_reference(policy.model):

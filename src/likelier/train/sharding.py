@@ -27,40 +27,84 @@ from torch.distributed.tensor import DTensor
 
 from likelier.adapters import belongs_to_adapter, causal_lm_of
 from likelier.errors import ModelError
+from likelier.logprobs.fused import fuse
 from likelier.logprobs.scorer import DTYPES, Scorer, decoder_layers
 from likelier.logprobs.tree import PromptResponse
 from likelier.models import trainable
 
 
 def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] | None = None) -> None:
-    """Divide the model of `policy`, which all ranks hold alike, among them; from here on it computes on `device` and with all ranks at once.
+    """Divide the model of `policy` among all ranks; from here on it computes on `device` and with all of them at once. The first rank has the
+    weights; those of the others are not looked at and may be on the device `meta`.
 
-    What is trained of the base is held in fp32, as `originals` has it where that is given (train/master.py), and computes in the precision of
-    `policy`. Raises ModelError for a model that does not say which of its modules are its layers.
+    What is trained of the base is held in fp32, as the first rank's `originals` have it where they are given (train/master.py), and computes in the
+    precision of `policy`. Raises ModelError for a model that does not say which of its modules are its layers.
     """
     model: Any = policy.model
     causal_lm = causal_lm_of(model)
     belongs = belongs_to_adapter(model)
     adapter = {parameter for name, parameter in model.named_parameters() if belongs(name)}
-    for parameter in adapter:
-        parameter.data = parameter.data.to(device)
     trained = {name: parameter for name, parameter in trainable(model).items() if parameter not in adapter}
     for name, parameter in trained.items():
         parameter.data = (parameter.data if originals is None else originals[name]).to(torch.float32)
+    given = {name: parameter.data for name, parameter in model.named_parameters()}
+    for parameter in adapter:
+        parameter.data = parameter.data if parameter.is_meta else parameter.data.to(device)
     computed_in = DTYPES[policy.precision] if trained else None
     types = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers: list[Any] = decoder_layers(causal_lm)
     if not layers:
         raise ModelError(f"train.fsdp: {type(causal_lm).__name__} does not name its layers (_no_split_modules), so that they cannot be divided.")
+    fuse(model, on_gpu=device.type == "cuda")  # it may have been made elsewhere
     for module in (*layers, causal_lm):
         # Nothing stays gathered between two calls, not even the head: whoever looks at the weights finds the parts.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=types, ignored_params=adapter)
         module.set_gradient_divide_factor(1.0)  # gradients are summed over ranks
         module.set_force_sum_reduction_for_comms(True)
+    _hand_out(model, given, device)
     causal_lm.call_gathered = MethodType(lambda _, function: function(), causal_lm)
     register_fsdp_forward_method(causal_lm, "call_gathered")
     policy.divided(causal_lm.call_gathered)
+
+
+@torch.no_grad()
+def _hand_out(model: nn.Module, given: Mapping[str, Tensor], device: torch.device) -> None:
+    """The first rank sends what it was `given`: to each its part of every tensor, and to all what is not divided."""
+    leads = dist.get_rank() == 0
+    if not leads:
+        model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            _scatter(parameter.to_local(), given[name].to(device) if leads else None, rows=len(parameter))
+        else:
+            dist.broadcast(parameter, src=0)
+    loose = [{(path, name): tensor.cpu() for path, name, tensor in _loose(model)} if leads else {}]
+    dist.broadcast_object_list(loose)
+    for (path, name), tensor in loose[0].items() if not leads else ():
+        setattr(model.get_submodule(path), name, tensor.to(device))
+
+
+def _scatter(part: Tensor, tensor: Tensor | None, *, rows: int) -> None:
+    """Each rank's `part` of a `tensor` of so many rows, which the first rank has, divided as by `torch.chunk`: the last may be shorter, or empty."""
+    size = dist.get_world_size()
+    each = -(-rows // size)
+    received = part.new_empty(each, *part.shape[1:])
+    if tensor is None:
+        dist.scatter(received, src=0)
+    else:
+        padded = tensor.new_zeros(each * size, *tensor.shape[1:])
+        padded[:rows] = tensor
+        dist.scatter(received, [*padded.chunk(size)], src=0)
+    part.copy_(received[: len(part)])
+
+
+def _loose(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Tensors that are no parameters, by their module and name: buffers and plain attributes."""
+    for path, module in model.named_modules():
+        for name, value in (*module.named_buffers(recurse=False), *vars(module).items()):
+            if isinstance(value, Tensor):
+                yield path, name, value
 
 
 @contextmanager
