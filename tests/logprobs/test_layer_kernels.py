@@ -1,6 +1,7 @@
 """SwiGLU and rotations without a GPU: Triton's interpreter runs the kernels, its compiler makes binaries for GPUs that are not there."""
 
 import copy
+import io
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from likelier.logprobs.reference import numerics
 from likelier.logprobs.rotary import fuse_rotations, in_operations
 from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.swapping import Swapped
+from likelier.models import add_adapter
+from likelier.recipe import AdapterSettings
 
 pytest.importorskip("triton", reason="comes with PyTorch for CUDA, and for Linux with the development set-up")
 
@@ -185,6 +188,21 @@ def test_the_modules_are_what_they_were(tiny):
     assert copy.deepcopy(fused)(ids).logits.equal(fused(ids).logits)
     other_model = tiny("llama")
     assert torch.allclose(other_model.generate(ids, max_new_tokens=4, do_sample=False), fused.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def test_pickled_and_copied_they_are_what_they_were(tiny):
+    """Who reads the file need not have Likelier, and who scores the copy fuses it anew."""
+    model = add_adapter(tiny("llama"), AdapterSettings(rank=3), seed=0)
+    kinds = [type(module) for module in model.modules()]
+    fuse(model, on_gpu=True)
+    assert sum(isinstance(module, Swapped) for module in model.modules()) == 14 + 2 + 2 + 5
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in torch.load(file, weights_only=False), copy.deepcopy(model):
+        assert [type(module) for module in other.modules()] == kinds
+        assert all(value.equal(other.state_dict()[name]) for name, value in model.state_dict().items())
+        assert torch.allclose(other(torch.arange(5)[None]).logits, model(torch.arange(5)[None]).logits, atol=1e-5)
 
 
 def test_values_of_the_reference_by_other_layers_are_others():

@@ -36,11 +36,11 @@ def rotated(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, back: bool = Fa
     out_BTHD = x_BHTD.new_empty(batch, tokens, heads, width)
     if out_BTHD.numel():
         tiles = triton.next_power_of_2(heads), triton.next_power_of_2(width // 2)
+        warps = min(16, max(4, tiles[0] * tiles[1] // 512))
         angles = cos_BTD.expand(batch, -1, -1).stride()[:2], sin_BTD.expand(batch, -1, -1).stride()[:2]
+        given = (x_BHTD, *x_BHTD.stride()[:3], cos_BTD, *angles[0], sin_BTD, *angles[1], out_BTHD, tokens, heads, width // 2, back, *tiles)
         with torch.cuda.device_of(x_BHTD):
-            _rotated[(batch * tokens,)](
-                x_BHTD, *x_BHTD.stride()[:3], cos_BTD, *angles[0], sin_BTD, *angles[1], out_BTHD, tokens, heads, width // 2, back, *tiles
-            )
+            _rotated[(batch * tokens,)](*given, num_warps=warps)
     return out_BTHD.transpose(1, 2)
 
 
