@@ -51,7 +51,7 @@ import torch
 
 from gpu_cases import Case, describe, main_cases, make_steps, scaling_cases, smoke_cases
 from gpu_figures import add_figures, line, print_table
-from gpu_players import OPPONENTS, WARM_UP, DoesNotFit, LikelierPlayer, Options, Player, fit_together, release, sizes_at_once
+from gpu_players import OPPONENTS, RECOMPUTING, WARM_UP, DoesNotFit, LikelierPlayer, Options, Player, fit_together, release, sizes_at_once
 from likelier.logprobs.examples import sequences_of
 from likelier.logprobs.tree import build_tree
 from likelier.recipe import AdapterSettings
@@ -186,7 +186,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--seconds", type=float, default=20.0, help="of a match after which no further step begins, beyond two timed ones (default 20)"
     )
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe; halved where it does not fit (default 8192)")
-    parser.add_argument("--recompute", action="store_true", help="Likelier with train.gradient_checkpointing: less memory, more time")
+    parser.add_argument(
+        "--recompute", choices=[*RECOMPUTING], default="no", help="Likelier with train.gradient_checkpointing: less memory, more time"
+    )
     parser.add_argument("--apart", action="store_true", help="each tool has the device to itself, one after the other")
     parser.add_argument("--scaling", action="store_true", help="vary length and pairs a prompt of one model instead")
     parser.add_argument("--model", default="llama-1b/full", help="of --scaling: MODEL/METHOD (default llama-1b/full)")
@@ -224,7 +226,7 @@ def main(words: list[str]) -> int:
     if device.type == "cpu" and not arguments.smoke:
         sys.exit("No GPU here. `--smoke` runs everything in small on a CPU.")
     precision = "fp32" if arguments.smoke else "bf16"
-    options = Options(device, precision, arguments.tokens_per_batch, arguments.recompute)
+    options = Options(device, precision, arguments.tokens_per_batch, RECOMPUTING[arguments.recompute])
     found = measure(cases, arguments.opponents, options, arguments, words)
     print_table(found)
     return 1 if any("failed" in match for match in found["matches"]) else 0

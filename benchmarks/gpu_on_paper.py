@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gpu_cases import SEED, Case, main_cases, make_steps, smoke_cases
-from gpu_players import OPPONENTS, Options, settings_of
+from gpu_players import OPPONENTS, RECOMPUTING, Options, settings_of
 from likelier.logprobs import gates, head, kernels, rotary, softmax, varlen
 from likelier.logprobs.examples import cut_examples, sequences_of
 from likelier.logprobs.fused import fuse
@@ -155,13 +155,13 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
     parser.add_argument("--opponents", nargs="*", choices=list(OPPONENTS), default=list(OPPONENTS), help="none: Likelier alone")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="Likelier's, as in a recipe (default 8192)")
-    parser.add_argument("--recompute", action="store_true", help="Likelier with train.gradient_checkpointing")
+    parser.add_argument("--recompute", choices=[*RECOMPUTING], default="no", help="Likelier with train.gradient_checkpointing")
     parser.add_argument("--without-kernels", action="store_true", help="Likelier without its Triton kernels and fused layers, but for LoRA")
     parser.add_argument("--kernels", action="store_true", help="list what takes most of the time")
     parser.add_argument("--smoke", action="store_true", help="tiny models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
     arguments = parser.parse_args(words)
-    options = Options(set_up(), "bf16", arguments.tokens_per_batch, arguments.recompute)
+    options = Options(set_up(), "bf16", arguments.tokens_per_batch, RECOMPUTING[arguments.recompute])
     cases = [case for case in (smoke_cases() if arguments.smoke else main_cases()) if not case.tight]
     print(f"{STEPS} steps; least seconds on an H200 by its data sheet; against `default` with Likelier's reference pass")
     about = {"rates": "NVIDIA H200, data sheet", "steps": STEPS, "torch": torch.__version__, "tokens_per_batch": arguments.tokens_per_batch}

@@ -13,6 +13,7 @@ from likelier.errors import lacks_memory
 from likelier.models import add_adapter
 from likelier.recipe import AdapterSettings, TrainSettings
 from likelier.recompute import recompute_activations
+from likelier.section import Recomputing
 from likelier_side import LikelierSide, Steps, unique_tokens
 
 WARM_UP = 2
@@ -40,6 +41,10 @@ class Turn:
     reference_seconds: float = 0.0
 
 
+RECOMPUTING: dict[str, Recomputing] = {"no": False, "selective": "selective", "layers": True}
+"""Likelier's `train.gradient_checkpointing` by a word of the command line."""
+
+
 @dataclass
 class Options:
     """What is the same in all cases."""
@@ -47,7 +52,7 @@ class Options:
     device: torch.device
     precision: str
     tokens_per_batch: int
-    recompute: bool  # Likelier with activation checkpointing
+    recompute: Recomputing  # Likelier's `train.gradient_checkpointing`
 
 
 class Player:
@@ -100,8 +105,7 @@ class LikelierPlayer(Player):
             model = build_model(case.config, device=options.device, dtype=weights_dtype(options))
             if case.method == "lora":
                 model = add_adapter(model, AdapterSettings(), seed=SEED)
-            if options.recompute:
-                recompute_activations(model)
+            recompute_activations(model, options.recompute)
             self.side = LikelierSide(model, settings, steps, pad_id=0)
         self.start_peak, self.peak = self.peak, None
         with self.working():

@@ -16,10 +16,11 @@ CALLS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from gpu import main
+SHORT = ["--smoke", "--seconds", "0"]
 codes = [
-    main(["--smoke", "--seconds", "0", "--json", "main.json", "--cases", *sys.argv[2:]]),
-    main(["--smoke", "--seconds", "0", "--apart", "--recompute", "--cases", "*/lora/four*", "--opponents", "best", "--json", "apart.json"]),
-    main(["--smoke", "--seconds", "0", "--scaling", "--cases", "*-1?", "--json", "scaling.json"]),
+    main([*SHORT, "--json", "main.json", "--cases", *sys.argv[2:]]),
+    main([*SHORT, "--apart", "--recompute", "selective", "--cases", "*/lora/four*", "--opponents", "best", "--json", "apart.json"]),
+    main([*SHORT, "--scaling", "--cases", "*-1?", "--json", "scaling.json"]),
     main(["--smoke", "--minutes", "0", "--cases", "*/full/*"]),
     main(["--plot", "scaling.json", "plots"]),
 ]
