@@ -4,6 +4,7 @@ may not compile on the next."""
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +19,12 @@ NEAR = {torch.float32: 1e-5, torch.bfloat16: 0.008, torch.float16: 0.001}
 
 def are_for(tensor: Tensor) -> bool:
     """Whether there are kernels for tensors like this one."""
-    return tensor.device.type == "cuda" and tensor.dtype in NEAR and find_spec("triton") is not None
+    return tensor.device.type == "cuda" and tensor.dtype in NEAR and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None
 
 
 def of_layers() -> Any:
