@@ -22,6 +22,7 @@ from likelier.logprobs.scorer import Scorer
 from likelier.logprobs.swapping import Swapped
 from likelier.models import add_adapter
 from likelier.recipe import AdapterSettings
+from likelier.recompute import recompute_activations
 
 pytest.importorskip("triton", reason="comes with PyTorch for CUDA, and for Linux with the development set-up")
 
@@ -241,8 +242,6 @@ def test_a_kernel_that_fails_is_told_of_and_not_used(interpreted, monkeypatch, n
 
 @pytest.mark.parametrize("how", ["selective", True])
 def test_layers_that_are_computed_again_have_the_same_gradient(interpreted, how, tiny, sequences, values_and_gradients):
-    from likelier.recompute import recompute_activations
-
     """The kernels are looked at within a layer that records what it makes."""
     found = []
     for way in how, False:

@@ -1,9 +1,11 @@
 """Layers of a model with fewer passes over memory than models spell them with: the same functions, modules, weights and names.
 
-LoRA            on every device                 within the matmul                   lora.py
-RMS norms       on CUDA                         PyTorch's own kernel                norms.py
-SwiGLU          on CUDA, with Triton            activation and product at once      gates.py
-rotations       on CUDA, with Triton            of queries and keys, at once        rotary.py
+    LoRA            on every device                 within the matmul                   lora.py
+    RMS norms       on CUDA                         PyTorch's own kernel                norms.py
+    SwiGLU          on CUDA, with Triton            activation and product at once      gates.py
+    rotations       on CUDA, with Triton            of queries and keys, at once        rotary.py
+
+Each module says which layers of a model are just that.
 """
 
 from torch import nn

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from likelier.logprobs.swapping import Swapped, with_forward
+from likelier.logprobs.swapping import swap, with_forward
 
 NEAR = 1e-5
 """Largest difference of the fused norm from a module's own, in fp32. A weight that is meant as 1 + weight (Gemma's) costs 1."""
@@ -23,26 +23,16 @@ NEAR = 1e-5
 
 def fuse_norms(model: nn.Module) -> int:
     """From here on `model`'s RMS norms are fused, if they are what `F.rms_norm` is; that is tried out once for each kind. Returns how many."""
-    same: dict[tuple[type, float], bool] = {}
-    fused = 0
-    modules: list[Any] = [*model.modules()]
-    for module in modules:
+
+    def kind(module: nn.Module) -> tuple[type, float] | None:
         eps = _eps(module)
-        if eps is None or isinstance(module, Swapped):
-            continue
-        own: Any = type(module)
-        kind = own, eps
-        if kind not in same:
-            same[kind] = _is_plain(module, eps)
-        if same[kind]:
-            module.__class__ = _fused(own)
-            module._fused_eps = eps
-            fused += 1
-    return fused
+        return None if eps is None else (type(module), eps)
+
+    return swap(model, kind=kind, is_plain=_is_plain, other=lambda its: _fused(*its))
 
 
 @cache
-def _fused(own: Any) -> Any:
+def _fused(own: Any, eps: float) -> Any:
     """The class `own` with its forward pass fused."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -50,7 +40,7 @@ def _fused(own: Any) -> Any:
             hidden: Tensor = own.forward(self, hidden_states)
             return hidden
         with torch.autocast(hidden_states.device.type, enabled=False):  # which from 2.12 on would widen everything first
-            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self._fused_eps)
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, eps)
 
     return with_forward(own, forward)
 
@@ -65,7 +55,7 @@ def _eps(module: nn.Module) -> float | None:
 
 
 @torch.no_grad()
-def _is_plain(module: Any, eps: float) -> bool:
+def _is_plain(module: Any) -> bool:
     """Whether it does what `F.rms_norm` does, to numbers and under a weight drawn here."""
     draw = torch.Generator().manual_seed(0)
     own: Any = copy.copy(module)  # of its own attributes; the weight is another
@@ -75,4 +65,4 @@ def _is_plain(module: Any, eps: float) -> bool:
         found = own(given)
     except (TypeError, RuntimeError):  # it wants more than hidden states
         return False
-    return isinstance(found, Tensor) and bool((found - F.rms_norm(given, own.weight.shape, own.weight, eps)).abs().max() <= NEAR)
+    return isinstance(found, Tensor) and bool((found - F.rms_norm(given, own.weight.shape, own.weight, _eps(module))).abs().max() <= NEAR)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from likelier.logprobs import kernels
-from likelier.logprobs.swapping import Swapped, with_forward
+from likelier.logprobs.swapping import swap, with_forward
 
 NAME = "apply_rotary_pos_emb"
 
@@ -31,17 +31,7 @@ NEAR = 1e-5
 def fuse_rotations(model: nn.Module) -> int:
     """From here on `model`'s attention modules rotate by the kernel, if their rotation is the one above; that is tried out once for each kind.
     Returns how many."""
-    same: dict[type, bool] = {}
-    fused = 0
-    modules: list[Any] = [*model.modules()]
-    for module in modules:
-        own: Any = type(module)
-        if own not in same:
-            same[own] = not issubclass(own, Swapped) and _is_plain(own.forward)
-        if same[own]:
-            module.__class__ = _fused(own)
-            fused += 1
-    return fused
+    return swap(model, kind=type, is_plain=lambda module: _is_plain(type(module).forward), other=_fused)
 
 
 @cache
@@ -120,7 +110,7 @@ def _is_plain(forward: Any) -> bool:
         return False
 
 
-def _drawn() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _drawn() -> list[Tensor]:
     """Queries, keys, cosines and sines; the angles of both halves differ, as they never do."""
     draw = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=draw) for shape in ((2, 4, 5, 12), (2, 3, 5, 12), (2, 5, 12), (2, 5, 12)))  # type: ignore[return-value]
+    return [torch.randn(shape, generator=draw) for shape in ((2, 4, 5, 12), (2, 3, 5, 12), (2, 5, 12), (2, 5, 12))]

@@ -49,7 +49,8 @@ def shard(policy: Scorer, device: torch.device, originals: Mapping[str, Tensor] 
         parameter.data = (parameter.data if originals is None else originals[name]).to(torch.float32)
     given = {name: parameter.data for name, parameter in model.named_parameters()}
     for parameter in adapter:
-        parameter.data = parameter.data if parameter.is_meta else parameter.data.to(device)
+        if not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
     computed_in = DTYPES[policy.precision] if trained else None
     types = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
